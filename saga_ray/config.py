@@ -1,0 +1,310 @@
+"""Every setting of a run, as frozen models whose texts are the documentation; `saga_ray.configure` loads and combines them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+DATASETS = ("demo", "folder", "cub", "cars", "aircraft", "inat-aves")
+RECIPES = ("paper", "demo")
+METRIC_LOSSES = (
+    "none", "potential-field", "proxy-anchor", "multi-similarity", "infonce",
+    "contrastive", "triplet", "proxy-nca", "circle", "arcface",
+)  # fmt: skip
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Config(BaseModel):
+    """Base of every config model: frozen, unknown keys are errors, the text under a field describes it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class DataConfig(Config):
+    """Which images are seen, in which micro-batches, and which pairs are shown to the MLLM."""
+
+    root: str | None = None
+    """Folder of the images; not used by the demo world."""
+    image_size: int = Field(224, ge=16, le=4096)
+    """Side in pixels of the square that every image is resized to, without cropping (paper: 224)."""
+    verify_counts: bool = True
+    """Refuse a tree whose counts differ from those its owner published."""
+    validation_share: float = Field(0.2, gt=0.0, lt=1.0)
+    """Share of the training classes that is held back as validation classes, where a data set names none."""
+    classes_per_batch: int = Field(16, ge=2)
+    """Classes in a micro-batch."""
+    images_per_class: int = Field(4, ge=2)
+    """Images of each of them; a micro-batch has classes_per_batch x images_per_class images (paper: 64)."""
+    num_shards: int = Field(4, ge=1)
+    """Parts of every micro-batch; pairs stay within a shard and a worker owns whole shards, so that the plan does not know the number of workers."""
+    pairs_per_batch: int = Field(16, ge=1)
+    """Pairs of every micro-batch that the MLLM is shown, half of them of one class."""
+    hard_share: Share = 0.5
+    """Share of shards whose classes are neighbours in the pre-trained encoder's embedding."""
+    flip: bool = True
+    """Mirror training images at random."""
+    shift_pixels: Share = 0.0
+    """Largest random displacement of training images, as a share of the side."""
+    world_seed: int = Field(0, ge=0)
+    """Demo world only: which world is drawn."""
+    confound: Share = 0.5
+    """Demo world only: how much habitat and light go with the class among training classes."""
+    gap: Literal["washed-out", "filter", "quarter-turn"] = "washed-out"
+    """Demo world only: the systematic difference between its pictures and those the demo MLLM was made on."""
+    shift: Share = 0.6
+    """Demo world only: strength of that gap."""
+    neighbour_distance: int = Field(4, ge=1, le=10)
+    """Demo world only: attributes in which neighbouring classes differ."""
+    num_classes: tuple[int, int, int] = (100, 20, 80)
+    """Demo world only: training, validation and test classes."""
+    num_images: tuple[int, int, int] = (30, 20, 20)
+    """Demo world only: images per training, validation and test class."""
+    max_broken_share: Share = 0.001
+    """Broken training images are replaced and counted; more than this share stops the run."""
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a micro-batch."""
+        return self.classes_per_batch * self.images_per_class
+
+    @model_validator(mode="after")
+    def _shards_divide_the_batch(self) -> DataConfig:
+        if self.classes_per_batch % self.num_shards or self.classes_per_batch // self.num_shards < 2:
+            raise ValueError(
+                f"data.num_shards: {self.num_shards} must divide data.classes_per_batch ({self.classes_per_batch}) and leave "
+                f"at least 2 classes in each shard; choose a smaller number of shards"
+            )
+        if self.pairs_per_batch % self.num_shards:
+            raise ValueError(
+                f"data.pairs_per_batch: {self.pairs_per_batch} is not a multiple of data.num_shards ({self.num_shards}); "
+                f"choose a multiple, so that every shard has the same number of pairs"
+            )
+        return self
+
+
+class EncoderConfig(Config):
+    """The network that is trained and kept: vision tower and pooler."""
+
+    tower: Literal["mllm"] = "mllm"
+    """`mllm`: a trainable copy of the MLLM's own vision tower, as in the paper."""
+    pooler: Literal["mean", "max", "attention"] = "attention"
+    """How visual tokens become one embedding (paper: attention for SAGA, mean for the baselines)."""
+    dim: int | None = Field(None, ge=2)
+    """Width of the embedding; null keeps the tower's width (paper: 4096)."""
+    trainable: Literal["all", "pooler", "none"] = "all"
+    """Which parameters learn; `none` evaluates the pre-trained encoder."""
+
+
+class LossWeights(Config):
+    """Factors of the losses in their sum; each loss is a mean over its own unit (batch, generated tokens, attribute tokens)."""
+
+    metric: Weight = 1.0
+    """Metric-learning loss on the pooled embeddings."""
+    grpo: Weight = 1.0
+    """Verdict reward, through the frozen MLLM into the tower."""
+    alignment: Weight = 1.0
+    """KL from the MLLM's attention to the pooler's."""
+    reference_kl: Weight = 0.0
+    """KL to the policy of the reference encoder; not built yet, must be 0."""
+    anchor: Weight = 0.0
+    """Squared distance to the initial tokens; not built yet, must be 0."""
+
+    @model_validator(mode="after")
+    def _only_what_is_built(self) -> LossWeights:
+        for key in ("reference_kl", "anchor"):
+            if getattr(self, key) > 0:
+                raise ValueError(
+                    f"loss.weights.{key}: {getattr(self, key)} asks for a loss that is not built yet; set it to 0"
+                )
+        return self
+
+
+class PotentialFieldConfig(Config):
+    """Potential Field (arXiv 2405.18560)."""
+
+    alpha: float = Field(4.0, gt=0)
+    """Exponent of the decay: the force falls as distance^-(alpha + 1)."""
+    delta: float = Field(0.3, gt=0, le=2.0)
+    """Radius (unit sphere): attraction stops below it, repulsion beyond it."""
+    proxies_per_class: int = Field(4, ge=1)
+    """Learnable charges of every class (M)."""
+
+
+class LossConfig(Config):
+    """What the encoder is trained for."""
+
+    metric: Literal[METRIC_LOSSES] = "potential-field"  # type: ignore[valid-type]
+    """Metric-learning loss."""
+    weights: LossWeights = LossWeights()
+    potential_field: PotentialFieldConfig = PotentialFieldConfig()
+
+
+class GRPOConfig(Config):
+    """Group-relative policy optimisation (arXiv 2402.03300) with dynamic sampling (DAPO, arXiv 2503.14476)."""
+
+    group_size: int = Field(8, ge=2)
+    """Completions sampled per pair (G). A group of one has no baseline: every advantage would be 0."""
+    contributing_pairs: int = Field(8, ge=1)
+    """Pairs with disagreeing answers that a step wants (K)."""
+    max_micro_batches: int = Field(8, ge=1)
+    """Micro-batches that a step may take in search of them (M)."""
+    refill: bool = True
+    """True: a step ends its search at K pairs (paper). False: every step of every method takes exactly M micro-batches, so that methods see equal images."""
+    temperature: float = Field(0.7, gt=0, le=10)
+    """Divides the logits, in the sampler and in log pi alike."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus of the sampler; log pi is taken over the same truncated support."""
+    max_new_tokens: int = Field(1024, ge=1)
+    """A longer answer is cut and gets reward 0."""
+    min_std: float = Field(1e-6, gt=0)
+    """Groups whose rewards have a smaller standard deviation get advantage 0."""
+
+
+class AlignmentConfig(Config):
+    """Attention alignment: the MLLM's attention teaches the pooler's."""
+
+    layer_depth: float = Field(26 / 36, gt=0, le=1)
+    """Relative depth of the one decoder layer that is read (paper: layer 26 of 36)."""
+    rows: Literal["token", "predictor"] = "token"
+    """Whose attention: that of the attribute token itself (paper), or of the position that predicts it."""
+
+
+class OptimConfig(Config):
+    """AdamW, cosine with warm-up, global clipping."""
+
+    epochs: float = Field(3.0, gt=0)
+    """Passes over the training images, at one micro-batch per step (or M without refill)."""
+    steps: int | None = Field(None, ge=0)
+    """Optimiser steps; overrides epochs."""
+    lr_tower: float = Field(2e-5, ge=0)
+    """Learning rate of the tower."""
+    lr_pooler: float = Field(1e-4, ge=0)
+    """Learning rate of the pooler."""
+    lr_proxies: float = Field(1e-2, ge=0)
+    """Learning rate of the metric loss's own parameters (not published)."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's, for tower and pooler (not published)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's (not published)."""
+    warmup_share: Share = 0.05
+    """Share of the steps with linear warm-up."""
+    clip_norm: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+
+
+class MLLMConfig(Config):
+    """The frozen multimodal LLM."""
+
+    path: str | None = None
+    """Local folder, or hub id; null takes the bundled demo model."""
+    revision: str | None = None
+    """Commit of a hub id; required for one."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """`auto`: bfloat16 on a GPU, float32 elsewhere. float64 is for tests of exactness."""
+
+
+class PromptConfig(Config):
+    """What the MLLM is asked."""
+
+    variant: Literal["structured", "generic"] = "structured"
+    """`structured` lists the attributes of the vocabulary; `generic` asks only for differences and verdict."""
+
+
+class ScorerConfig(Config):
+    """How the frozen MLLM is run; changes speed, not meaning."""
+
+    deterministic: bool = False
+    """Fixed shapes and `threads` everywhere, so that results do not depend on what shares a batch; slower."""
+    threads: int = Field(1, ge=1)
+    """Threads of trainer and scorer in deterministic mode."""
+    pairs_per_chunk: int = Field(16, ge=1)
+    """Pairs sampled and differentiated at once; bounds memory."""
+    timeout_s: float = Field(600.0, gt=0)
+    """A remote request that takes longer is retried."""
+    max_retries: int = Field(3, ge=0)
+    """Retries of a remote request before the run stops at its last checkpoint."""
+
+
+class CheckpointConfig(Config):
+    """When progress is made safe."""
+
+    every_steps: int = Field(50, ge=1)
+    """Steps between checkpoints; the last step always writes one."""
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept."""
+
+
+class ResourcesConfig(Config):
+    """What a run asks of Ray; without effect on its numbers."""
+
+    num_workers: int = Field(1, ge=1)
+    """Training workers; must divide data.num_shards."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    gpus_per_worker: float = Field(0.0, ge=0)
+    num_scorers: int = Field(1, ge=1)
+    """Replicas that hold the frozen MLLM."""
+    cpus_per_scorer: float = Field(0.5, gt=0)
+    gpus_per_scorer: float = Field(0.0, ge=0)
+    cpus_per_data_task: float = Field(0.25, gt=0)
+
+
+class EvaluationConfig(Config):
+    """Zero-shot retrieval on unseen classes."""
+
+    split: Literal["validation", "test"] = "test"
+    """Whose classes are queried; sweeps choose on validation."""
+    k: tuple[int, ...] = (1, 2, 4, 8)
+    """Recall@k, as hit rate."""
+    batch_size: int = Field(128, ge=1)
+    """Images embedded at once."""
+    kmeans_restarts: int = Field(4, ge=1)
+    """Starts of the k-means behind NMI."""
+
+
+class RunConfig(Config):
+    """One run: data set, recipe, method, seed, and every value below them."""
+
+    dataset: Literal[DATASETS]  # type: ignore[valid-type]
+    recipe: Literal[RECIPES]  # type: ignore[valid-type]
+    """Base values: `paper` (as published, Qwen3-VL-8B) or `demo` (the bundled small MLLM)."""
+    method: str = "saga"
+    """Preset on top of the recipe."""
+    seed: int = Field(0, ge=0)
+    """Of the plan, the augmentation, the answers and new parameters."""
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    loss: LossConfig = LossConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    optim: OptimConfig = OptimConfig()
+    mllm: MLLMConfig = MLLMConfig()
+    prompt: PromptConfig = PromptConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def asks_the_mllm(self) -> bool:
+        """True if any loss needs the frozen MLLM."""
+        weights = self.loss.weights
+        return self.encoder.trainable != "none" and (weights.grpo > 0 or weights.alignment > 0)
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> RunConfig:
+        if self.data.num_shards % self.resources.num_workers:
+            raise ValueError(
+                f"resources.num_workers: {self.resources.num_workers} does not divide data.num_shards ({self.data.num_shards}); "
+                f"choose a divisor, or raise data.num_shards"
+            )
+        if self.loss.weights.alignment > 0 and self.encoder.pooler != "attention":
+            raise ValueError(
+                f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
+                f"only that pooler has weights to align; set one of the two"
+            )
+        if self.dataset not in ("demo",) and self.data.root is None:
+            raise ValueError(f"data.root: missing; say where the images of '{self.dataset}' are with --data-root DIR")
+        return self

@@ -1,0 +1,343 @@
+"""From recipe, method, file and `--set key=value` to one `RunConfig`; every mistake is reported at once, with the nearest key."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from saga_ray.config import DATASETS, RECIPES, RunConfig
+
+_BASELINE = {
+    "loss": {"weights": {"grpo": 0.0, "alignment": 0.0}},
+    "encoder": {"pooler": "mean"},
+}
+
+
+def _baseline(metric: str) -> dict[str, Any]:
+    return _merged(_BASELINE, {"loss": {"metric": metric}})
+
+
+def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` laid over `base`, branch by branch."""
+    out = dict(base)
+    for key, value in top.items():
+        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
+        out[key] = _merged(out[key], value) if both else value
+    return out
+
+
+METHODS: dict[str, dict[str, Any]] = {
+    "pretrained": _merged(_baseline("none"), {"encoder": {"trainable": "none"}, "optim": {"steps": 0}}),
+    "proxy-anchor": _baseline("proxy-anchor"),
+    "multi-similarity": _baseline("multi-similarity"),
+    "infonce": _baseline("infonce"),
+    "potential-field": _baseline("potential-field"),
+    "potential-field+pooler": {"loss": {"weights": {"grpo": 0.0, "alignment": 0.0}}},
+    "potential-field+alignment": {"loss": {"weights": {"grpo": 0.0}}},
+    "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
+    "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},
+    "saga": {},
+}
+"""Presets on top of a recipe; the recipe itself is SAGA."""
+
+# Keys that say where and how fast a run happens, or which repetition it is: not part of what was tried.
+_NOT_IN_LABEL = ("seed", "dataset", "recipe", "method", "resources", "checkpoint", "scorer", "evaluation", "data.root")
+
+
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, one sentence per line."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader in which `1e-4` is a number, duplicate keys and aliases are errors."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.events.AliasEvent):
+            raise ConfigError(
+                f"line {self.peek_event().start_mark.line + 1}: YAML aliases are not accepted; write the value out"
+            )
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise ConfigError(f"line {key_node.start_mark.line + 1}: key '{key}' stands twice; keep one")
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """Read YAML safely.
+
+    Raises:
+        ConfigError: naming `source` and the line, for bad syntax, duplicate keys or aliases.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise ConfigError(
+            f"{source}{where}: not valid YAML ({getattr(error, 'problem', None) or error}); correct it"
+        ) from None
+
+
+def load_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a mapping from a YAML file."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8 text"
+        raise ConfigError(f"{path}: cannot be read ({reason}); name an existing YAML file") from None
+    value = parse_yaml(text, str(path)) or {}
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: holds {type(value).__name__} where a mapping of keys is expected")
+    return value
+
+
+def model_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Every dotted key of a config model, leaves only."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from model_keys(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    known = list(known)
+    hits = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if not hits:  # the right leaf under the wrong branch
+        leaves = [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
+        hits = leaves[:1]
+    return f"; did you mean '{hits[0]}'?" if hits else ""
+
+
+def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"a.b": 1}` to `{"a": {"b": 1}}`."""
+    out: dict[str, Any] = {}
+    for key, value in dotted.items():
+        *branches, leaf = key.split(".")
+        level = out
+        for branch in branches:
+            level = level.setdefault(branch, {})
+        level[leaf] = (
+            _merged(level[leaf], value)
+            if isinstance(value, Mapping) and isinstance(level.get(leaf), Mapping)
+            else value
+        )
+    return out
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
+    """`["grpo.group_size=4"]` to `{"grpo.group_size": 4}`; values are YAML scalars or lists."""
+    out: dict[str, Any] = {}
+    problems = []
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            problems.append(f"--set {text}: is not key=value; write for instance --set grpo.group_size=4")
+            continue
+        try:
+            out[key.strip()] = parse_yaml(value, f"--set {key.strip()}")
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return out
+
+
+def _unknown_keys(tree: Mapping[str, Any], source: str) -> list[str]:
+    known = set(model_keys())
+    branches = {key.rsplit(".", depth)[0] for key in known for depth in range(1, key.count(".") + 1)}
+    problems = []
+    for key in flat(tree):
+        if key in known:
+            continue
+        if key in branches:
+            inside = sorted(k for k in known if k.startswith(f"{key}."))
+            problems.append(f"{source}: {key} is a group of keys, not a value; set one of {', '.join(inside[:4])}, ...")
+        else:
+            problems.append(f"{source}: unknown key '{key}'{nearest(key, known)}")
+    return problems
+
+
+def _prune(tree: Mapping[str, Any], keep: set[str]) -> dict[str, Any]:
+    return nested({key: value for key, value in flat(tree).items() if key in keep})
+
+
+def _sentences(error: ValidationError) -> list[str]:
+    out = []
+    for item in error.errors():
+        key = ".".join(str(part) for part in item["loc"])
+        message = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "value_error":  # our own validators name key, value and remedy
+            out.append(message)
+        else:
+            message = message[0].lower() + message[1:]
+            out.append(f"{key}: {item['input']!r} is not accepted: {message}")
+    return out
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> str | None:
+    """One sentence if `value` is not among `known`, else None."""
+    known = list(known)
+    if value in known:
+        return None
+    return f"{what} '{value}' is unknown{nearest(value, known)} (known: {', '.join(known)})"
+
+
+def recipe_values(recipe: str) -> dict[str, Any]:
+    """The shipped base values of a recipe."""
+    text = files("saga_ray.recipes").joinpath(f"{recipe}.yaml").read_text(encoding="utf-8")
+    return parse_yaml(text, f"recipe {recipe}")
+
+
+def resolve(
+    dataset: str,
+    *,
+    method: str | None = None,
+    recipe: str | None = None,
+    file_values: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    source: str = "config",
+) -> RunConfig:
+    """Combine recipe, method, config file and dotted overrides, later ones over earlier ones.
+
+    Args:
+        dataset: Name of the data set; decides the default recipe (`demo` for `demo` and `folder`, else `paper`).
+        file_values: Nested values of a config file.
+        overrides: Dotted keys and their values, for instance `{"grpo.group_size": 4}`.
+
+    Raises:
+        ConfigError: every mistake at once, one sentence per line.
+    """
+    file_values, overrides = dict(file_values or {}), dict(overrides or {})
+    on_top = _merged(file_values, nested(overrides))
+    dataset = on_top.pop("dataset", dataset)
+    method = on_top.pop("method", None) or method or "saga"
+    recipe = on_top.pop("recipe", None) or recipe or ("demo" if dataset in ("demo", "folder") else "paper")
+    choices = (("data set", dataset, DATASETS), ("recipe", recipe, RECIPES), ("method", method, METHODS))
+    problems = [sentence for what, value, known in choices if (sentence := check_choice(what, str(value), known))]
+    problems += _unknown_keys(file_values, source) + _unknown_keys(nested(overrides), "--set")
+    if problems and any(line.startswith(("recipe ", "method ")) for line in problems):
+        raise ConfigError("\n".join(problems))
+    known_on_top = _prune(on_top, set(model_keys()))
+    tree = _merged(_merged(recipe_values(recipe), METHODS[method]), known_on_top)
+    tree |= {"dataset": dataset if dataset in DATASETS else "demo", "recipe": recipe, "method": method}
+    try:
+        config = RunConfig.model_validate(tree)
+    except ValidationError as error:
+        problems += _sentences(error)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
+
+
+def with_override(config: RunConfig, key: str, value: Any) -> RunConfig:
+    """A copy with one dotted key changed and everything checked again."""
+    if key not in set(model_keys()):
+        raise ConfigError(f"unknown key '{key}'{nearest(key, model_keys())}")
+    try:
+        return RunConfig.model_validate(_merged(config.model_dump(), nested({key: value})))
+    except ValidationError as error:
+        raise ConfigError("\n".join(_sentences(error))) from None
+
+
+def changed_keys(config: RunConfig) -> dict[str, Any]:
+    """Keys whose value differs from recipe and method, without those that do not change what was tried."""
+    base = _merged(recipe_values(config.recipe), METHODS[config.method])
+    base |= {"dataset": config.dataset, "recipe": config.recipe, "method": config.method}
+    if config.data.root is not None:
+        base = _merged(base, {"data": {"root": config.data.root}})
+    # `model_construct`-free: the preset on its own must itself be a valid configuration.
+    preset = flat(RunConfig.model_validate(base).model_dump())
+    mine = flat(config.model_dump())
+    skip = tuple(f"{key}." for key in _NOT_IN_LABEL)
+    return {
+        key: value
+        for key, value in mine.items()
+        if value != preset[key] and key not in _NOT_IN_LABEL and not key.startswith(skip)
+    }
+
+
+def label(config: RunConfig) -> str:
+    """Name of a row: the method, and every key changed from it, so that ablations never share a row."""
+    changes = ", ".join(f"{key}={_short(value)}" for key, value in sorted(changed_keys(config).items()))
+    return f"{config.method} ({changes})" if changes else config.method
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,119}")
+
+
+def check_run_name(name: str) -> str:
+    """Return `name` if it can be a folder's name everywhere.
+
+    Raises:
+        ConfigError: for `../x`, empty names, slashes, names that Windows reserves.
+    """
+    reserved = {"con", "prn", "aux", "nul"} | {f"{port}{n}" for port in ("com", "lpt") for n in range(1, 10)}
+    if not _RUN_NAME.fullmatch(name) or ".." in name or name.split(".")[0].lower() in reserved:
+        raise ConfigError(
+            f"--name {name!r}: is not a run name; use 1 to 120 letters, digits and . _ + = -, starting with a letter or digit"
+        )
+    return name
+
+
+def default_run_name(config: RunConfig) -> str:
+    """Label and seed as a folder name."""
+    text = f"{label(config)}-seed{config.seed}"
+    slug = re.sub(r"[^A-Za-z0-9._+=]+", "-", text).strip("-").replace("..", ".")
+    if len(slug) > 120:
+        import hashlib
+
+        slug = f"{slug[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    return slug
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved config, as it is written beside every result."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def from_yaml(text: str, source: str) -> RunConfig:
+    """Read back what `to_yaml` wrote."""
+    try:
+        return RunConfig.model_validate(parse_yaml(text, source))
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{source}: {line}" for line in _sentences(error))) from None

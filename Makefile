@@ -1,0 +1,42 @@
+# Two commands: `make demo` shows saga-ray at work, `make test` checks it. Both set up .venv by themselves.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-sweep demo-folder test test-all lint lock clean
+
+SAGA := .venv/bin/saga-ray
+export RAY_USAGE_STATS_ENABLED ?= 0
+# Tests must not depend on a hub or on how many cores a machine has.
+TEST_ENV := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2}
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: ## Create or repair .venv from requirements.lock
+	@bash scripts/setup.sh
+
+demo: setup ## The whole way once: three methods on the demo world, table, gallery and pages (at most 10 minutes)
+	@$(SAGA) study demo --runs runs/demo
+
+demo-sweep: setup ## A search for loss weights with Ray Tune and Optuna on the demo world
+	@$(SAGA) sweep sweeps/weights.yaml --dataset demo --runs runs/demo-sweep
+
+demo-folder: setup ## Own pictures: flags as drawn by several icon projects, in folders by country
+	@$(SAGA) study folder --runs runs/demo-folder
+
+test: setup ## Run the tests, without the slow ones (at most 15 minutes)
+	@$(TEST_ENV) .venv/bin/python -m pytest -m "not slow"
+
+test-all: setup ## Run every test (at most 60 minutes)
+	@$(TEST_ENV) .venv/bin/python -m pytest
+
+lint: setup ## Check style and formatting
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+
+lock: ## Choose versions anew and write requirements.lock
+	@uv=$$(command -v uv || echo .venv/bin/uv); \
+	$$uv pip compile pyproject.toml --extra dev --constraint constraints.txt --universal --python-version 3.11 \
+		--no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock
+
+clean: ## Remove what runs and tools left behind, but not .venv
+	@rm -rf runs build dist .pytest_cache .ruff_cache .hypothesis

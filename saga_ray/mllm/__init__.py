@@ -1,0 +1,1 @@
+"""The frozen multimodal LLM: prompt, loading, sampling, exact gradients, attention, answers."""

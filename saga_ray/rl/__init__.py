@@ -1,0 +1,1 @@
+"""Rewards and policy losses: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""The joint between encoder and frozen MLLM: pairs and visual tokens in, `ScoreResult` out."""

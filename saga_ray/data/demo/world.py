@@ -10,6 +10,7 @@ import numpy as np
 
 from saga_ray.config import DataConfig
 from saga_ray.data.demo import birds, habitats
+from saga_ray.data.keyed import keyed_uniforms, mix
 from saga_ray.types import Dataset, ImageTable
 
 SPLITS = ("train", "validation", "test")
@@ -17,25 +18,6 @@ FAMILY_SIZE = 4
 """Classes of a family; each differs from the first in exactly `neighbour_distance` attributes."""
 _POOL_SALT = np.uint64(0x5A6A_0001)
 _MAX_TRIES = 20_000
-
-
-def mix(values: np.ndarray) -> np.ndarray:
-    """Scramble 64-bit integers (the finaliser of SplitMix64, Steele et al. 2014), elementwise and alike everywhere."""
-    with np.errstate(over="ignore"):
-        z = np.asarray(values, np.uint64) + np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return z ^ (z >> np.uint64(31))
-
-
-def keyed_uniforms(key: Sequence[int], numbers: np.ndarray, num_columns: int) -> np.ndarray:
-    """(numbers, num_columns) uniforms in [0, 1), a function of key, number and column alone."""
-    state = np.uint64(0)
-    for part in key:
-        state = mix(state ^ np.uint64(part))
-    rows = mix(state ^ mix(np.asarray(numbers, np.uint64)))
-    cells = mix(rows[:, None] ^ mix(np.arange(num_columns, dtype=np.uint64))[None, :])
-    return (cells >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def is_mllm_pool(vectors: np.ndarray) -> np.ndarray:

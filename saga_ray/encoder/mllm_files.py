@@ -1,0 +1,126 @@
+"""Reads what the encoder needs from an MLLM folder: vision config, pixel statistics and vision weights, nothing of the language model."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+VISION_PREFIXES = ("model.visual.", "visual.")
+_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.yaml"]
+
+
+def mllm_folder(path: str | None, revision: str | None = None) -> Path:
+    """The local folder of an MLLM: a folder as it is, a hub id downloaded at its pinned revision, None the bundled demo model.
+
+    Raises:
+        ValueError: if there is no such folder, or the hub cannot be reached.
+    """
+    if path is None:
+        return _checked(Path(str(files("saga_ray"))) / "mllm" / "demo" / "weights", "mllm.path: null")
+    if Path(path).expanduser().is_dir():
+        return _checked(Path(path).expanduser(), f"mllm.path: {path}")
+    if path.startswith((".", "/", "~")) or path.count("/") != 1:
+        raise ValueError(f"mllm.path: {path} is neither a folder nor a hub id such as Qwen/Qwen3-VL-8B-Instruct")
+    from huggingface_hub import snapshot_download
+
+    if revision is None:
+        raise ValueError(
+            f"mllm.revision: missing for the hub id {path}; name the commit to use, or give a local folder as mllm.path"
+        )
+    try:
+        return _checked(
+            Path(snapshot_download(path, revision=revision, allow_patterns=_PATTERNS)), f"mllm.path: {path}"
+        )
+    except Exception as error:  # the hub client raises many kinds, all meaning that we did not get the files
+        if isinstance(error, ValueError) and str(error).startswith("mllm.path"):
+            raise
+        raise ValueError(
+            f"mllm.path: {path} at revision {revision} could not be loaded from the hub ({type(error).__name__}); "
+            f"download it and give the folder as mllm.path, or use --recipe demo"
+        ) from None
+
+
+def _checked(folder: Path, key: str) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"{key}: {folder.name} is not the folder of an MLLM (no config.json); "
+            f"name a folder with config.json and *.safetensors"
+        )
+    return folder
+
+
+def vision_config(folder: Path) -> dict[str, Any]:
+    """The `vision_config` of a Qwen3-VL folder.
+
+    Raises:
+        ValueError: if config.json is damaged or of another family.
+    """
+    config = _read_json(folder / "config.json")
+    family = config.get("model_type")
+    if family != "qwen3_vl" or "vision_config" not in config:
+        raise ValueError(
+            f"mllm.path: {folder.name}/config.json has model_type {family!r}; encoder.tower=mllm needs a Qwen3-VL folder "
+            f"(model_type 'qwen3_vl')"
+        )
+    return config["vision_config"]
+
+
+def pixel_statistics(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel, on the scale 0 .. 1, as the folder's image processor has them."""
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        if (folder / name).is_file():
+            config = _read_json(folder / name)
+            config = config.get("image_processor", config)
+            if "image_mean" in config and "image_std" in config:
+                return tuple(config["image_mean"]), tuple(config["image_std"])
+    raise ValueError(
+        f"mllm.path: {folder.name} says nowhere how pixels are normalised (image_mean and image_std in preprocessor_config.json "
+        f"or processor_config.json); add that file"
+    )
+
+
+def vision_weights(folder: Path) -> dict[str, Tensor]:
+    """The vision tower's tensors, named as in `Qwen3VLVisionModel`, read alone from one or many safetensors files."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    if not names or any("/" in name or "\\" in name for name in names):
+        raise ValueError(
+            f"mllm.path: {folder.name} holds no usable *.safetensors; only safetensors weights are accepted"
+        )
+    weights: dict[str, Tensor] = {}
+    for name in names:
+        try:
+            with safe_open(folder / name, framework="pt") as stream:
+                for key in stream.keys():  # noqa: SIM118 (not a mapping)
+                    prefix = next((prefix for prefix in VISION_PREFIXES if key.startswith(prefix)), None)
+                    if prefix is not None:
+                        weights[key.removeprefix(prefix)] = stream.get_tensor(key)
+        except (SafetensorError, OSError) as error:
+            raise ValueError(
+                f"mllm.path: {folder.name}/{name} cannot be read ({error}); download the file again"
+            ) from None
+    if not weights:
+        raise ValueError(f"mllm.path: {folder.name} has no tensors named model.visual.*; it is not a Qwen3-VL model")
+    return weights
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"mllm.path: {path.parent.name}/{path.name} is not readable JSON ({error}); restore the file"
+        ) from None
+    if not isinstance(value, dict):
+        raise ValueError(
+            f"mllm.path: {path.parent.name}/{path.name} holds {type(value).__name__}, expected an object; restore the file"
+        )
+    return value

@@ -108,6 +108,8 @@ class MicroBatch:
     labels_N: np.ndarray
     rows_N: np.ndarray
     pairs: tuple[ImagePair, ...]
+    broken: tuple[str, ...] = ()
+    """Planned images that could not be decoded and were replaced by others of their class, by file."""
 
 
 @dataclass(frozen=True)

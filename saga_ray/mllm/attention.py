@@ -1,0 +1,194 @@
+"""Attention of the frozen decoder over a shared prefix, and the capture of where answers look.
+
+The decoder's layers are the library's own; only the attention function is ours. It is given a *memory* that holds the
+keys and values of what stands before, so that the prefix of a pair is run once and its answers attend to it. Called
+without a memory it is the library's scaled-dot-product attention, unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+NAME = "saga_ray"
+
+
+class Memory(Protocol):
+    """Keys and values of what a row may attend to."""
+
+    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+        """Attention output (S, H, R, d) of new rows over the memory and themselves."""
+        ...
+
+
+def install(model: nn.Module) -> None:
+    """Let the decoder of `model` use our attention function; its vision tower keeps the library's."""
+
+    def attention(module, query, key, value, attention_mask, *, memory: Memory | None = None, scaling=None, **kwargs):  # type: ignore[no-untyped-def]
+        if memory is None:
+            return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        return memory.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+
+    AttentionInterface.register(NAME, attention)
+    # Without this the library passes no mask at all to a function that it does not know.
+    AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
+
+
+def causal_mask(num_before: int, num_new: int, device: torch.device) -> Tensor:
+    """bool (new, before + new): a new row sees all that stands before, itself and new rows up to it."""
+    return torch.ones(num_new, num_before + num_new, dtype=torch.bool, device=device).tril(num_before)
+
+
+def grouped_attention(
+    query_SHRd: Tensor, key_SKCd: Tensor, value_SKCd: Tensor, mask_RC: Tensor | None, scaling: float
+) -> Tensor:
+    """Scaled dot-product attention in which H / K query heads share each key head."""
+    num_shared = query_SHRd.shape[1] // key_SKCd.shape[1]
+    if num_shared > 1 and query_SHRd.shape[2] == 1 and mask_RC is None:
+        # One new row and no mask: the heads that share keys can stand in the row axis, nothing is repeated.
+        packed = query_SHRd.reshape(query_SHRd.shape[0], key_SKCd.shape[1], num_shared, -1)
+        return scaled_dot_product_attention(packed, key_SKCd, value_SKCd, scale=scaling).reshape(query_SHRd.shape)
+    if num_shared > 1:
+        # With a mask, `enable_gqa` falls back to the kernel that stores every weight.
+        key_SKCd = key_SKCd.repeat_interleave(num_shared, dim=1)
+        value_SKCd = value_SKCd.repeat_interleave(num_shared, dim=1)
+    return scaled_dot_product_attention(query_SHRd, key_SKCd, value_SKCd, attn_mask=mask_RC, scale=scaling)
+
+
+@dataclass
+class PrefixMemory:
+    """Run the rows of a prefix behind constant keys and values, and keep the keys and values they make.
+
+    `before` holds (key, value) of (1, K, C, d) per layer, C may be 0; `made` is filled with (S, K, R, d), with graph.
+    """
+
+    before: list[tuple[Tensor, Tensor]]
+    made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+        assert layer == len(self.made), "layers run in order"
+        self.made.append((key_SKRd, value_SKRd))
+        num_rows = query_SHRd.shape[2]
+        num_before = 0
+        if self.before:
+            key_before, value_before = (x.expand(len(query_SHRd), -1, -1, -1) for x in self.before[layer])
+            num_before = key_before.shape[2]
+            key_SKRd = torch.cat((key_before, key_SKRd), dim=2)
+            value_SKRd = torch.cat((value_before, value_SKRd), dim=2)
+        mask = causal_mask(num_before, num_rows, query_SHRd.device)
+        return grouped_attention(query_SHRd, key_SKRd, value_SKRd, mask, scaling)
+
+
+class DecodeMemory:
+    """Growing keys and values of S answers that are written token by token, no graph.
+
+    Args:
+        prefix: (key, value) of (P, K, C, d) per layer.
+        group_size: Answers per pair; row p * group_size + g continues prefix p.
+        max_new: Tokens that an answer may have.
+    """
+
+    def __init__(self, prefix: list[tuple[Tensor, Tensor]], group_size: int, max_new: int) -> None:
+        self.length = prefix[0][0].shape[2]
+        self._buffers = []
+        for key_value in prefix:
+            buffers = []
+            for x_PKCd in key_value:
+                P, K, C, d = x_PKCd.shape
+                buffer = x_PKCd.new_empty(P * group_size, K, C + max_new, d)
+                buffer.view(P, group_size, K, C + max_new, d)[:, :, :, :C] = x_PKCd.detach()[:, None]
+                buffers.append(buffer)
+            self._buffers.append(buffers)
+
+    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+        end = self.length + 1
+        key, value = self._buffers[layer]
+        key[:, :, self.length : end] = key_SKRd
+        value[:, :, self.length : end] = value_SKRd
+        return grouped_attention(query_SHRd, key[:, :, :end], value[:, :, :end], None, scaling)
+
+    def advance(self) -> None:
+        """One token was written in every layer."""
+        self.length += 1
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every answer but `rows`."""
+        self._buffers = [[buffer[rows] for buffer in buffers] for buffers in self._buffers]
+
+
+@dataclass
+class ResponseMemory:
+    """Whole answers over their pairs' prefixes, with graph; pairs x answers rows in pair order.
+
+    `prefix` holds (key, value) leaves of (P, K, C, d) per layer, on which the gradients accumulate.
+    """
+
+    prefix: list[tuple[Tensor, Tensor]]
+    capture: Capture | None = None
+
+    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+        key_PKCd, value_PKCd = self.prefix[layer]
+        S, _, R, _ = query_SHRd.shape
+        num_answers = S // len(key_PKCd)
+
+        def behind(before: Tensor, new: Tensor) -> Tensor:
+            # Expanded, not indexed: its backward is a plain sum, in a fixed order on every device.
+            shared = before[:, None].expand(-1, num_answers, -1, -1, -1).flatten(0, 1)
+            return torch.cat((shared, new), dim=2)
+
+        key_SKCd, value_SKCd = behind(key_PKCd, key_SKRd), behind(value_PKCd, value_SKRd)
+        num_before = key_PKCd.shape[2]
+        if self.capture is not None and layer == self.capture.layer:
+            with torch.no_grad():
+                self.capture.take(query_SHRd, key_SKCd, num_before, scaling)
+        mask = causal_mask(num_before, R, query_SHRd.device)
+        return grouped_attention(query_SHRd, key_SKCd, value_SKCd, mask, scaling)
+
+
+@dataclass
+class Capture:
+    """Where chosen rows of answers look at one layer: head mean, over one image's tokens, renormalised, summed.
+
+    SAGA (arXiv 2606.15134, section 3.4), up to the division by the count.
+
+    Args:
+        layer: 0-based layer.
+        rows: Per answer and image, the rows (of the answer's own) that count.
+        columns: Per image, (start, stop) of its tokens in the prefix.
+    """
+
+    layer: int
+    rows: list[tuple[list[int], list[int]]]
+    columns: tuple[tuple[int, int], tuple[int, int]]
+    sums_S2T: list[list[Tensor | None]] = field(default_factory=list)
+
+    def take(self, query_SHRd: Tensor, key_SKCd: Tensor, num_before: int, scaling: float) -> None:
+        """Read the rows' attention from queries and keys; float32 at least."""
+        wide = torch.promote_types(query_SHRd.dtype, torch.float32)
+        num_heads, num_key_heads, num_keys = query_SHRd.shape[1], key_SKCd.shape[1], key_SKCd.shape[2]
+        for answer, rows_of_images in enumerate(self.rows):
+            rows = [row for rows in rows_of_images for row in rows]
+            if not rows:
+                self.sums_S2T.append([None, None])
+                continue
+            index_n = torch.tensor(rows, device=query_SHRd.device)
+            query_KSd = query_SHRd[answer][:, index_n].to(wide).reshape(num_key_heads, -1, query_SHRd.shape[3])
+            scores_KSC = query_KSd @ key_SKCd[answer].to(wide).transpose(1, 2) * scaling
+            scores_HnC = scores_KSC.view(num_heads, len(rows), num_keys)
+            unseen_nC = torch.arange(num_keys, device=index_n.device) > (num_before + index_n)[:, None]
+            weights_nC = scores_HnC.masked_fill(unseen_nC, -torch.inf).softmax(dim=-1).mean(dim=0)
+            split = len(rows_of_images[0])
+            sums: list[Tensor | None] = []
+            for part_nC, (start, stop) in zip((weights_nC[:split], weights_nC[split:]), self.columns, strict=True):
+                part_nT = part_nC[:, start:stop]
+                part_nT = part_nT / part_nT.sum(dim=1, keepdim=True).clamp_min(torch.finfo(wide).tiny)
+                sums.append(part_nT.sum(dim=0) if len(part_nT) else None)
+            self.sums_S2T.append(sums)

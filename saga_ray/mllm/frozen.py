@@ -1,0 +1,210 @@
+"""The frozen MLLM: where its parts are, how a pair's prompt is laid out, and one pass through its decoder.
+
+Layout of a prompt, equal for all pairs of a run, so that nothing is ever padded on the left:
+
+    [text before image 1][T tokens of image 1][between][T tokens of image 2][text after]
+     computed once        `----- the pair's prefix, without its last token -----'[last]
+
+Every answer is fed [last prompt token, r_1 .. r_{R-1}] and predicts r_1 .. r_R, in sampling and scoring alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from saga_ray.mllm.attention import Memory, PrefixMemory
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Ids and M-RoPE positions of a prompt around two images of T tokens each."""
+
+    before_ids: tuple[int, ...]
+    between_ids: tuple[int, ...]
+    after_ids: tuple[int, ...]
+    grid_hw: tuple[int, int]
+    positions_3C: Tensor
+    """int64, of the whole prompt."""
+
+    @property
+    def num_visual(self) -> int:
+        """T."""
+        return self.grid_hw[0] * self.grid_hw[1]
+
+    @property
+    def image_columns(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """(start, stop) of both images in the prompt."""
+        first = len(self.before_ids)
+        second = first + self.num_visual + len(self.between_ids)
+        return (first, first + self.num_visual), (second, second + self.num_visual)
+
+    def prompt_ids(self, image_id: int) -> list[int]:
+        """All ids, placeholders included."""
+        image = [image_id] * self.num_visual
+        return [*self.before_ids, *image, *self.between_ids, *image, *self.after_ids]
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values (P, K, C, d) per layer of P prompts without their last token; `made` is the pair's part, with graph."""
+
+    keys_values: list[tuple[Tensor, Tensor]]
+    made: list[tuple[Tensor, Tensor]]
+
+
+@dataclass(frozen=True)
+class FrozenMLLM:
+    """Model, tokenizer and processor of a loaded folder; no parameter takes a gradient."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    processor: ProcessorMixin
+    folder: Path
+
+    @property
+    def decoder(self) -> nn.Module:
+        """Layers, final norm and rotary embedding of the language model."""
+        return self.model.model.language_model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.decoder.embed_tokens.weight.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.decoder.embed_tokens.weight.device
+
+    @property
+    def num_levels(self) -> int:
+        """L: input embeddings and DeepStack features."""
+        return 1 + len(self.model.config.vision_config.deepstack_visual_indexes)
+
+    @property
+    def width(self) -> int:
+        """D."""
+        return self.model.config.text_config.hidden_size
+
+    @property
+    def num_layers(self) -> int:
+        return self.model.config.text_config.num_hidden_layers
+
+    @cached_property
+    def end_ids(self) -> tuple[int, ...]:
+        """Ids that end an answer; the first is written behind given answers. Nothing else of the generation config is used."""
+        ids = [self.tokenizer.eos_token_id]
+        stated = self.model.generation_config.eos_token_id if self.model.generation_config is not None else None
+        ids += stated if isinstance(stated, list) else [stated]
+        return tuple(dict.fromkeys(int(i) for i in ids if i is not None))
+
+    @cached_property
+    def bias_V(self) -> Tensor:
+        """-inf for ids that no answer may hold (image and video placeholders, rows without a token), else 0."""
+        config = self.model.config
+        bias_V = torch.zeros(config.text_config.vocab_size, dtype=self.logit_dtype, device=self.device)
+        bias_V[[config.image_token_id, config.video_token_id]] = -torch.inf
+        bias_V[len(self.tokenizer) :] = -torch.inf
+        return bias_V
+
+    @property
+    def logit_dtype(self) -> torch.dtype:
+        """float32 whatever the model's precision; float64 for a float64 model."""
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def logits(self, hidden_SD: Tensor, temperature: float) -> Tensor:
+        """(rows, V): logits of the policy, banned ids at -inf, temperature included."""
+        return (self.model.lm_head(hidden_SD).to(self.logit_dtype) + self.bias_V) / temperature
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Embeddings of text ids."""
+        return self.decoder.embed_tokens(ids)
+
+    def run(self, hidden_SRD: Tensor, positions_3R: Tensor, memory: Memory, deepstack: Sequence[Tensor] = ()) -> Tensor:
+        """Rows through all layers and the final norm; DeepStack features are added after layers 0, 1, ..."""
+        rotary = self.decoder.rotary_emb(hidden_SRD, positions_3R[:, None])
+        for number, layer in enumerate(self.decoder.layers):
+            hidden_SRD = layer(hidden_SRD, position_embeddings=rotary, attention_mask=None, memory=memory)
+            if number < len(deepstack):
+                hidden_SRD = hidden_SRD + deepstack[number]
+        return self.decoder.norm(hidden_SRD)
+
+    def layout(self, texts: tuple[str, str, str], grid_hw: tuple[int, int]) -> Layout:
+        """Tokenise the prompt's three texts and compute positions with the model's own rule."""
+        before, between, after = (tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
+        if not after:
+            raise ValueError("prompt: the text after the second image is empty; it must hold at least one token")
+        draft = Layout(before, between, after, grid_hw, torch.empty(3, 0, dtype=torch.int64))
+        image_id = self.model.config.image_token_id
+        ids_1C = torch.tensor([draft.prompt_ids(image_id)])
+        if int((ids_1C == image_id).sum()) != 2 * draft.num_visual:
+            raise ValueError(
+                "prompt: the texts hold image placeholders; leave them out, they are put between the texts"
+            )
+        merge = self.model.config.vision_config.spatial_merge_size
+        grids = torch.tensor([[1, merge * grid_hw[0], merge * grid_hw[1]]] * 2)
+        positions, _ = self.model.model.get_rope_index(ids_1C, (ids_1C == image_id).int(), image_grid_thw=grids)
+        return Layout(before, between, after, grid_hw, positions[:, 0].to(self.device))
+
+    @torch.no_grad()
+    def constant_prefix(self, layout: Layout) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of the text before the first image: the same for every pair and every encoder."""
+        if not layout.before_ids:
+            return []
+        memory = PrefixMemory([])
+        ids = torch.tensor([layout.before_ids], device=self.device)
+        self.run(self.embed(ids), layout.positions_3C[:, : ids.shape[1]], memory)
+        return memory.made
+
+    def prefill(self, tokens_P2LTD: Tensor, layout: Layout, constant: list[tuple[Tensor, Tensor]]) -> Prefix:
+        """Run the pairs' part of the prompt once; with graph if the tokens ask for one and autograd is on."""
+        num_pairs = len(tokens_P2LTD)
+        between, after = (
+            self.embed(torch.tensor(ids, dtype=torch.int64, device=self.device)).expand(num_pairs, -1, -1)
+            for ids in (layout.between_ids, layout.after_ids[:-1])
+        )
+
+        def around(first_PTD: Tensor, second_PTD: Tensor, between: Tensor, after: Tensor) -> Tensor:
+            return torch.cat((first_PTD, between, second_PTD, after), dim=1)
+
+        levels = [tokens_P2LTD[:, :, level] for level in range(tokens_P2LTD.shape[2])]
+        hidden = around(levels[0][:, 0], levels[0][:, 1], between, after)
+        # Zero at text rows: adding them there changes nothing.
+        zeros = torch.zeros_like(between), torch.zeros_like(after)
+        deepstack = [around(level[:, 0], level[:, 1], *zeros) for level in levels[1:]]
+        memory = PrefixMemory(constant)
+        start = len(layout.before_ids)
+        self.run(hidden, layout.positions_3C[:, start:-1], memory, deepstack)
+        if not constant:
+            return Prefix(memory.made, memory.made)
+        whole = [
+            tuple(torch.cat((b.expand(num_pairs, -1, -1, -1), m), dim=2) for b, m in zip(before, made, strict=True))
+            for before, made in zip(constant, memory.made, strict=True)
+        ]
+        return Prefix(whole, memory.made)  # type: ignore[arg-type]
+
+    def answer_positions(self, layout: Layout, num_rows: int, start: int = 0) -> Tensor:
+        """(3, rows): positions of an answer's rows; row 0 is the last prompt token, all three axes go on together."""
+        rows = torch.arange(start, start + num_rows, device=self.device)
+        return layout.positions_3C[:, -1:].amax() + rows.expand(3, -1)
+
+    def weights_hash(self) -> str:
+        """16 hex digits over the safetensors files: their content, or header, size and ends where they are large."""
+        digest = hashlib.sha256()
+        for path in sorted(self.folder.glob("*.safetensors")):
+            size = path.stat().st_size
+            digest.update(f"{path.name}:{size}".encode())
+            with path.open("rb") as file:
+                if size <= 2**28:
+                    digest.update(file.read())
+                else:
+                    digest.update(file.read(2**22))
+                    file.seek(-(2**22), 2)
+                    digest.update(file.read())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,228 @@
+"""d loss / d visual tokens through the frozen MLLM: over a shared prefix, and the naive twin that it must equal.
+
+Shared (exact, `notes` of ARCHITECTURE.md): the prefix is run once with its graph; its keys and values are detached as
+leaves; the answers are scored over them in chunks, each adding to the leaves' gradients; one backward through the
+prefix carries these to the tokens of all levels. Naive: every answer with its own copy of the whole prompt through the
+library's own forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
+
+from saga_ray.mllm.attention import Capture, ResponseMemory
+from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
+from saga_ray.mllm.sampling import Completions, nucleus_size, restrict
+
+LossSum = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(log_probs_SR, advantages_S, mask_SR) to a sum over tokens."""
+
+# Bounds on what is held at once: rows of answers with their graph, and entries of the logits.
+MAX_ROWS = 4096
+MAX_LOGITS = 2**24
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The sampler's settings, replayed when its answers are scored."""
+
+    temperature: float
+    top_p: float
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What scoring P pairs' answers gives."""
+
+    log_probs_S: Tensor
+    """float64 sums over tokens."""
+    token_grads_P2LTD: Tensor | None
+    attention: list[list[Tensor | None]]
+    """Per answer and image: summed attention (T,), None where there is none."""
+
+
+def token_log_probs(
+    mllm: FrozenMLLM, hidden_ND: Tensor, ids_N: Tensor, support_N: Tensor | None, policy: Policy
+) -> Tensor:
+    """log pi of chosen tokens, on the support that they were drawn from; without one, on the nucleus found anew."""
+    logits_NV = mllm.logits(hidden_ND, policy.temperature)
+    size_N = nucleus_size(logits_NV, policy.top_p) if support_N is None else support_N
+    allowed_NV = restrict(logits_NV, size_N, ids_N)
+    return allowed_NV.gather(1, ids_N[:, None])[:, 0] - allowed_NV.logsumexp(dim=1)
+
+
+def _fed(ids_SR: Tensor, layout: Layout) -> Tensor:
+    """Input ids of answers: the last prompt token, then the answer without its last token; padding is any legal id."""
+    first_S1 = torch.full_like(ids_SR[:, :1], layout.after_ids[-1])
+    return torch.cat((first_S1, ids_SR[:, :-1].clamp_min(0)), dim=1)
+
+
+def _chunk_loss(
+    mllm: FrozenMLLM,
+    hidden_SRD: Tensor,
+    ids_SR: Tensor,
+    support_SR: Tensor | None,
+    advantages_S: Tensor,
+    policy: Policy,
+    loss_sum: LossSum,
+) -> Tensor:
+    """log pi (S,) of a chunk; if autograd is on, the loss is already carried back to `hidden_SRD`'s graph.
+
+    Logits of a few rows at a time: whole, those of one group of a real MLLM take gigabytes.
+    """
+    mask_SR = ids_SR >= 0
+    backward = torch.is_grad_enabled() and hidden_SRD.requires_grad
+    leaf_ND = hidden_SRD[mask_SR].detach().requires_grad_(backward)
+    ids_N, support_N = ids_SR[mask_SR], None if support_SR is None else support_SR[mask_SR]
+    answer_N = mask_SR.nonzero()[:, 0]
+    log_probs_S = torch.zeros(len(ids_SR), dtype=torch.float64, device=ids_SR.device)
+    step = max(1, MAX_LOGITS // len(mllm.bias_V))
+    for start in range(0, len(ids_N), step):
+        part = slice(start, start + step)
+        support = None if support_N is None else support_N[part]
+        log_probs_N = token_log_probs(mllm, leaf_ND[part], ids_N[part], support, policy)
+        log_probs_S.index_add_(0, answer_N[part], log_probs_N.detach().double())
+        if backward:
+            all_valid = torch.ones_like(ids_N[part], dtype=torch.bool)[:, None]
+            loss_sum(log_probs_N[:, None], advantages_S[answer_N[part]], all_valid).backward()
+    if backward:
+        assert leaf_ND.grad is not None
+        grad_SRD = torch.zeros_like(hidden_SRD)
+        grad_SRD[mask_SR] = leaf_ND.grad
+        hidden_SRD.backward(grad_SRD)
+    return log_probs_S
+
+
+def score_shared(
+    mllm: FrozenMLLM,
+    layout: Layout,
+    prefix: Prefix,
+    tokens_P2LTD: Tensor | None,
+    completions: Completions,
+    advantages_S: Tensor,
+    policy: Policy,
+    loss_sum: LossSum,
+    *,
+    pairs: Sequence[int],
+    replay_support: bool,
+    capture_layer: int | None = None,
+    rows: Sequence[tuple[list[int], list[int]]] | None = None,
+) -> Scored:
+    """Score the answers of chosen pairs over their shared prefixes.
+
+    Args:
+        tokens_P2LTD: The tokens that `prefix` was run from, with graph; None for no gradient.
+        pairs: Positions of the pairs to score; log-probs and attention come back for these alone, in this order, the
+            gradient for all pairs, zero where a pair was not chosen.
+        advantages_S: Of every completion.
+        replay_support: Use the recorded support sizes (sampled answers), not the nucleus (given answers).
+        capture_layer: 0-based layer whose attention is read in `rows` (per answer: rows of image 1 and 2), if any.
+    """
+    num_answers = len(completions.token_ids_SR) // len(prefix.keys_values[0][0])
+    with_grad = tokens_P2LTD is not None
+    index_K = torch.tensor(pairs, device=mllm.device)
+    leaves = [tuple(x.detach()[index_K].requires_grad_(with_grad) for x in pair) for pair in prefix.keys_values]
+    lengths_KG = completions.num_tokens_S.view(-1, num_answers)[index_K]
+    rows_of_KG = index_K[:, None] * num_answers + torch.arange(num_answers, device=mllm.device)
+    log_probs: list[Tensor] = []
+    attention: list[list[Tensor | None]] = []
+    with torch.set_grad_enabled(with_grad):
+        for chunk in _chunks(lengths_KG):
+            chosen, longest = rows_of_KG[chunk].flatten(), int(lengths_KG[chunk].max())
+            ids_SR = completions.token_ids_SR[chosen, :longest]
+            support_SR = completions.support_SR[chosen, :longest] if replay_support else None
+            capture = None
+            if capture_layer is not None and rows is not None:
+                capture = Capture(capture_layer, [rows[i] for i in chosen.tolist()], layout.image_columns)
+            memory = ResponseMemory([(k[chunk[0]], v[chunk[0]]) for k, v in leaves], capture)
+            positions = mllm.answer_positions(layout, longest)
+            hidden_SRD = mllm.run(mllm.embed(_fed(ids_SR, layout)), positions, memory)
+            log_probs.append(_chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, advantages_S[chosen], policy, loss_sum))
+            attention += capture.sums_S2T if capture is not None else [[None, None]] * len(chosen)
+    grads = _through_prefix(prefix, leaves, index_K, tokens_P2LTD) if tokens_P2LTD is not None else None
+    return Scored(torch.cat(log_probs), grads, attention)
+
+
+def _through_prefix(
+    prefix: Prefix, leaves: Sequence[tuple[Tensor, ...]], index_K: Tensor, tokens_P2LTD: Tensor
+) -> Tensor:
+    """Carry the gradients that gathered on keys and values of pairs `index_K` back to the tokens."""
+    made, seeds = [], []
+    for made_of_layer, leaves_of_layer in zip(prefix.made, leaves, strict=True):
+        for made_PKCd, leaf in zip(made_of_layer, leaves_of_layer, strict=True):
+            assert leaf.grad is not None
+            own = leaf.grad[:, :, -made_PKCd.shape[2] :]  # behind the constant text
+            made.append(made_PKCd)
+            seeds.append(torch.zeros_like(made_PKCd).index_copy(0, index_K, own))
+    return torch.autograd.grad(made, [tokens_P2LTD], seeds)[0]
+
+
+def _chunks(lengths_PG: Tensor) -> list[tuple[slice, slice]]:
+    """Cut pairs x answers so that a chunk has at most MAX_ROWS rows: whole groups, or parts of one group."""
+    num_pairs, num_answers = lengths_PG.shape
+    longest = int(lengths_PG.max())
+    if num_answers * longest <= MAX_ROWS:
+        step = MAX_ROWS // (num_answers * longest)
+        return [(slice(p, p + step), slice(0, num_answers)) for p in range(0, num_pairs, step)]
+    step = max(1, MAX_ROWS // longest)
+    return [
+        (slice(p, p + 1), slice(g, min(g + step, num_answers)))
+        for p in range(num_pairs)
+        for g in range(0, num_answers, step)
+    ]
+
+
+def naive_score(
+    mllm: FrozenMLLM,
+    layout: Layout,
+    tokens_P2LTD: Tensor,
+    completions: Completions,
+    advantages_S: Tensor,
+    policy: Policy,
+    loss_sum: LossSum,
+    *,
+    replay_support: bool,
+) -> Scored:
+    """The slow obvious version: every answer with its own copy of the prompt, the library's forward, plain autograd."""
+    num_pairs = len(tokens_P2LTD)
+    num_answers = len(completions.token_ids_SR) // num_pairs
+    prompt = torch.tensor(layout.prompt_ids(mllm.model.config.image_token_id), device=mllm.device)
+    grads, log_probs = [], []
+    for pair in range(num_pairs):
+        group = slice(pair * num_answers, (pair + 1) * num_answers)
+        ids_GR = completions.token_ids_SR[group]
+        tokens_2LTD = tokens_P2LTD[pair].detach().requires_grad_()
+        hidden_GRD = naive_hidden(mllm, layout, prompt, tokens_2LTD, ids_GR)
+        mask_GR = ids_GR >= 0
+        support = completions.support_SR[group][mask_GR] if replay_support else None
+        log_probs_N = token_log_probs(mllm, hidden_GRD[mask_GR], ids_GR[mask_GR], support, policy)
+        log_probs_GR = torch.zeros(ids_GR.shape, dtype=log_probs_N.dtype, device=mllm.device)
+        log_probs_GR = log_probs_GR.masked_scatter(mask_GR, log_probs_N)
+        loss = loss_sum(log_probs_GR, advantages_S[group], mask_GR)
+        grads.append(torch.autograd.grad(loss, tokens_2LTD)[0])
+        log_probs.append(log_probs_GR.detach().double().sum(dim=1))
+    return Scored(torch.cat(log_probs), torch.stack(grads), [[None, None]] * len(completions.token_ids_SR))
+
+
+def naive_hidden(mllm: FrozenMLLM, layout: Layout, prompt: Tensor, tokens_2LTD: Tensor, ids_GR: Tensor) -> Tensor:
+    """Final hidden states (G, R, D) of the rows that predict the answers' tokens."""
+    num_answers, num_tokens = ids_GR.shape
+    fill = torch.where(ids_GR < 0, mllm.end_ids[0], ids_GR)
+    input_ids = torch.cat((prompt.expand(num_answers, -1), fill), dim=1)
+    rows = mllm.answer_positions(layout, num_tokens + 1)[:, 1:]
+    positions = torch.cat((layout.positions_3C, rows), dim=1)[:, None].expand(3, num_answers, -1)
+    levels = tokens_2LTD.transpose(0, 1)
+    # A fresh object per call, and one entry per image and answer: the library changes it in place.
+    output = BaseModelOutputWithDeepstackFeatures(
+        pooler_output=[*levels[0]] * num_answers,
+        deepstack_features=[[*level] * num_answers for level in levels[1:]],
+    )
+    hidden = mllm.model.model(
+        input_ids=input_ids, position_ids=positions, mm_encoder_outputs={"image": output}, use_cache=False
+    ).last_hidden_state
+    return hidden[:, len(prompt) - 1 : -1]

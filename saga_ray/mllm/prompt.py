@@ -1,0 +1,160 @@
+"""What the MLLM is asked: a template per data set in our own words, or the prompt that an MLLM folder carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saga_ray.configure import load_yaml, parse_yaml
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+OWN_PROMPT = "saga_prompt.yaml"
+VOCABULARIES = {"cub": "birds", "inat-aves": "birds", "demo": "birds", "cars": "cars", "aircraft": "aircraft"}
+VARIANTS = ("structured", "generic")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt before it meets a tokenizer.
+
+    Example: `Prompt("ornithologist", "bird", {"bill shape": None}, "same_species", "structured")`.
+    """
+
+    role: str
+    item: str
+    attributes: Mapping[str, tuple[str, ...] | None]
+    """Names, and the allowed values where they are fixed."""
+    verdict_key: str
+    variant: str
+    texts: tuple[str, str, str] | None = None
+    """Verbatim text before image 1, between the images and after image 2; without it the template below is used."""
+    max_new_tokens: int | None = None
+    """Longest answer that makes sense for this prompt."""
+    source: str = field(default="", compare=False)
+    """File that it came from."""
+
+
+def load_prompt(dataset: str, variant: str, mllm_folder: str | Path | None) -> Prompt:
+    """The prompt of a data set; an MLLM folder that holds `saga_prompt.yaml` replaces vocabulary and template.
+
+    Raises:
+        ValueError: naming file and key, for a prompt file that cannot be used, or a data set without a vocabulary.
+    """
+    own = Path(mllm_folder) / OWN_PROMPT if mllm_folder is not None else None
+    if own is not None and own.is_file():
+        return _own_prompt(load_yaml(own), variant, str(own))
+    if dataset not in VOCABULARIES:
+        if variant == "structured":
+            raise ValueError(
+                f"prompt.variant: structured needs attributes, and there are none for data set '{dataset}'; set prompt.variant=generic, "
+                f"or put a {OWN_PROMPT} into the MLLM's folder"
+            )
+        return Prompt("", "object", {}, "same_class", variant)
+    name = f"{VOCABULARIES[dataset]}.yaml"
+    # Read as a file of the package: the data package itself is not imported here.
+    text = files("saga_ray").joinpath("data", "vocabularies", name).read_text(encoding="utf-8")
+    return prompt_from_vocabulary(parse_yaml(text, f"vocabulary {name}"), variant, f"vocabulary {name}")
+
+
+def prompt_from_vocabulary(vocabulary: Mapping[str, Any], variant: str, source: str = "vocabulary") -> Prompt:
+    """A prompt from role, item, verdict key and attributes (`{name: values}` or a list of names)."""
+    fields = _common_fields(vocabulary, source)
+    return Prompt(**fields, variant=variant, source=source)
+
+
+def _common_fields(values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    for key in ("role", "item", "verdict_key"):
+        if not isinstance(values.get(key), str) or not values[key].strip():
+            raise ValueError(f"{source}: {key} is {values.get(key)!r}; give it a word")
+    attributes = values.get("attributes")
+    if isinstance(attributes, list):
+        attributes = dict.fromkeys(attributes)
+    if not isinstance(attributes, Mapping) or not attributes:
+        raise ValueError(f"{source}: attributes is {attributes!r}; list at least one name, with its values or without")
+    return {
+        "role": values["role"],
+        "item": values["item"],
+        "verdict_key": values["verdict_key"],
+        "attributes": {str(k): tuple(map(str, v)) if v else None for k, v in attributes.items()},
+    }
+
+
+def _own_prompt(values: Mapping[str, Any], variant: str, source: str) -> Prompt:
+    fields = _common_fields(values, source)
+    templates = values.get("templates")
+    texts = templates.get(variant) if isinstance(templates, Mapping) else None
+    if not isinstance(texts, list) or len(texts) != 3 or not all(isinstance(text, str) for text in texts):
+        raise ValueError(
+            f"{source}: templates.{variant} is {texts!r}; give three texts: before image 1, between the images, after image 2"
+        )
+    longest = values.get("max_new_tokens")
+    if longest is not None and (not isinstance(longest, int) or longest < 1):
+        raise ValueError(f"{source}: max_new_tokens is {longest!r}; give a whole number of at least 1, or leave it out")
+    return Prompt(**fields, variant=variant, texts=tuple(texts), max_new_tokens=longest, source=source)  # type: ignore[arg-type]
+
+
+def request_text(prompt: Prompt) -> tuple[str, str]:
+    """System and user text. All of it stands before the first image, so its keys and values are computed once per run."""
+    item, key = prompt.item, prompt.verdict_key
+    question = f'"{key}": "yes" if both photographs show the same kind of {item}, or "no" if they do not'
+    if prompt.variant == "generic":
+        return "You compare photographs.", (
+            f"Two photographs follow. Work out whether they show the same kind of {item}.\n"
+            f"Reply with one JSON object and nothing around it. Its keys, in this order:\n"
+            f'"differences": what tells the two apart, in a few words;\n'
+            f'"reasoning": one sentence;\n{question}.'
+        )
+    lines = "\n".join(
+        f"- {name}" + (f" (choose from: {', '.join(values)})" if values else "")
+        for name, values in prompt.attributes.items()
+    )
+    return f"You are an experienced {prompt.role}.", (
+        f"Two photographs follow, each of one {item}. Judge them by these attributes:\n{lines}\n"
+        f"Reply with one JSON object and nothing around it. Its keys, in this order:\n"
+        f'"{item}_1": an object that gives, for every attribute above, what the first photograph shows, in a few words;\n'
+        f'"{item}_2": the same attributes for the second photograph;\n'
+        f'"differences": the differences that matter most;\n'
+        f'"confidence": "high", "medium" or "low";\n'
+        f'"reasoning": one sentence;\n{question}.'
+    )
+
+
+def prompt_texts(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+    """Text before image 1, between the images and after image 2, chat template applied, placeholders left out.
+
+    Raises:
+        ValueError: for a tokenizer without a chat template, or one that drops the images.
+    """
+    if prompt.texts is not None:
+        return prompt.texts
+    if not tokenizer.chat_template:
+        raise ValueError(
+            f"mllm.path: the tokenizer in {tokenizer.name_or_path} has no chat template; add chat_template.jinja or a {OWN_PROMPT} there"
+        )
+    system, user = request_text(prompt)
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": f"{user}\nFirst photograph:\n"},
+                {"type": "image"},
+                {"type": "text", "text": "\nSecond photograph:\n"},
+                {"type": "image"},
+                {"type": "text", "text": "\nNow write the JSON object."},
+            ],
+        },
+    ]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    parts = rendered.split(tokenizer.image_token)
+    if len(parts) != 3:
+        raise ValueError(
+            f"mllm.path: the chat template in {tokenizer.name_or_path} turns two images into {len(parts) - 1} placeholders; "
+            f"use the model's own chat template or put a {OWN_PROMPT} there"
+        )
+    return parts[0], parts[1], parts[2]

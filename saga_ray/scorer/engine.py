@@ -1,0 +1,354 @@
+"""The scorer itself: sample, judge and differentiate pairs of images, whatever process it lives in."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saga_ray import __version__
+from saga_ray.config import RunConfig
+from saga_ray.mllm.answers import Answer, parse_answer, tokens_of_span
+from saga_ray.mllm.frozen import FrozenMLLM, Layout
+from saga_ray.mllm.gradients import Policy, Scored, naive_score, score_shared
+from saga_ray.mllm.prompt import Prompt, prompt_texts
+from saga_ray.mllm.sampling import Completions, given, sample, uniform_numbers
+from saga_ray.mllm.text import TokenTexts
+from saga_ray.rl.grpo import group_advantages, grpo_loss_sum
+from saga_ray.rl.rewards import verdict_rewards
+from saga_ray.scorer.wire import dtype_name
+from saga_ray.types import ImagePair, ScoreRequest, ScoreResult
+
+MAX_LAYOUTS = 4
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    """Result of some pairs of a request, tensors of their full shape but for R."""
+
+    completions: Completions
+    texts: list[str]
+    answers: list[Answer]
+    log_probs_PG: Tensor
+    rewards_PG: Tensor
+    advantages_PG: Tensor
+    token_grads_P2LTD: Tensor
+    attention_sum_P2T: Tensor
+    attention_count_P2: Tensor
+
+
+class ScoringEngine:
+    """A frozen MLLM with its prompt and the sampler's settings; reusable for any number of requests.
+
+    Args:
+        path: `shared` runs a pair's prompt once; `naive` computes gradients from G copies, for tests and comparison.
+    """
+
+    def __init__(
+        self, mllm: FrozenMLLM, prompt: Prompt, config: RunConfig, *, path: Literal["shared", "naive"] = "shared"
+    ) -> None:
+        self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
+        self.texts = prompt_texts(prompt, mllm.tokenizer)
+        self.policy = Policy(config.grpo.temperature, config.grpo.top_p)
+        self.max_new_tokens = min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
+        self.capture_layer = attention_layer(config.alignment.layer_depth, mllm.num_layers)
+        self._token_texts = TokenTexts(mllm.tokenizer)
+        self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
+        self._weights = mllm.weights_hash()
+        self._process = f"{socket.gethostname()}:{os.getpid()}"
+
+    def describe(self) -> dict[str, str]:
+        """Identity: what decides the numbers, and where they are computed."""
+        return {
+            "weights": self._weights,
+            "prompt": str(hash_text("\x1f".join(self.texts))),
+            "code": __version__,
+            "dtype": dtype_name(self.mllm.dtype),
+            "device": self.mllm.device.type,
+            "path": self.path,
+            "process": self._process,
+        }
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        """Sample (or take the given) answers, judge them, and differentiate those of pairs that disagree.
+
+        Raises:
+            ValueError: for tokens that do not fit this MLLM or are not finite.
+        """
+        self._check(request)
+        with _threads(self.config.scorer.threads if self.config.scorer.deterministic else None):
+            return self._score(request)
+
+    def _score(self, request: ScoreRequest) -> ScoreResult:
+        seconds: Counter[str] = Counter()
+        tokens_NLTD = request.tokens.tokens_NLTD.detach().to(self.mllm.device, self.mllm.dtype)
+        layout, constant = self._layout(request.tokens.grid_hw)
+        # Alone, a pair's shapes depend on the pair only, and so does the last bit of every product.
+        step = 1 if self.config.scorer.deterministic else self.config.scorer.pairs_per_chunk
+        chunks = [
+            self._score_chunk(request, slice(start, start + step), tokens_NLTD, layout, constant, seconds)
+            for start in range(0, len(request.pairs), step)
+        ]
+        return self._joined(request, chunks, seconds)
+
+    def _score_chunk(
+        self,
+        request: ScoreRequest,
+        chosen: slice,
+        tokens_NLTD: Tensor,
+        layout: Layout,
+        constant: list[tuple[Tensor, Tensor]],
+        seconds: Counter[str],
+    ) -> _Chunk:
+        pairs, options = request.pairs[chosen], request.options
+        index_P2 = torch.tensor([[pair.first, pair.second] for pair in pairs], device=tokens_NLTD.device)
+        tokens_P2LTD = tokens_NLTD[index_P2].requires_grad_(options.gradient)
+        with self._timed(seconds, "prefill"), torch.set_grad_enabled(options.gradient and self.path == "shared"):
+            prefix = self.mllm.prefill(tokens_P2LTD, layout, constant)
+        with self._timed(seconds, "sample"):
+            completions = self._completions(request, chosen, layout, prefix)
+        texts, answers = self._read(completions)
+        rewards_PG = self._rewards(request, chosen, pairs, answers)
+        advantages_PG = group_advantages(rewards_PG, min_std=self.config.grpo.min_std)
+        with self._timed(seconds, "gradient"):
+            log_probs_PG, grads, sums, counts = self._differentiate(
+                request, layout, prefix, tokens_P2LTD, completions, answers, rewards_PG, advantages_PG
+            )
+        return _Chunk(completions, texts, answers, log_probs_PG, rewards_PG, advantages_PG, grads, sums, counts)
+
+    def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Any) -> Completions:
+        if request.answers is not None:
+            return given(self.mllm, [text for group in request.answers[chosen] for text in group])
+        numbers = [pair.number for pair in request.pairs[chosen]]
+        group_size = self.config.grpo.group_size
+        uniform = uniform_numbers(request.seed, request.micro_batch, numbers, group_size, self.max_new_tokens)
+        return sample(self.mllm, layout, prefix, uniform, temperature=self.policy.temperature, top_p=self.policy.top_p)
+
+    def _read(self, completions: Completions) -> tuple[list[str], list[Answer]]:
+        """Texts without the end token, and what they say; a cut answer says nothing."""
+        texts, answers = [], []
+        ended = completions.ended_S.tolist()
+        for ids, has_end in zip(completions.token_ids_SR.tolist(), ended, strict=True):
+            written = [i for i in ids if i >= 0]
+            texts.append(self._token_texts.decode(written[:-1] if has_end else written))
+            answers.append(parse_answer(texts[-1], self.prompt.verdict_key) if has_end else Answer(-1))
+        return texts, answers
+
+    def _rewards(
+        self, request: ScoreRequest, chosen: slice, pairs: Sequence[ImagePair], answers: list[Answer]
+    ) -> Tensor:
+        if request.rewards_PG is not None:
+            return request.rewards_PG[chosen].double().to(self.mllm.device)
+        verdicts_PG = torch.tensor([answer.verdict for answer in answers], device=self.mllm.device)
+        same_P = torch.tensor([pair.same_class for pair in pairs], device=self.mllm.device)
+        return verdict_rewards(verdicts_PG.view(len(pairs), -1), same_P)
+
+    def _differentiate(
+        self,
+        request: ScoreRequest,
+        layout: Layout,
+        prefix: Any,
+        tokens_P2LTD: Tensor,
+        completions: Completions,
+        answers: list[Answer],
+        rewards_PG: Tensor,
+        advantages_PG: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log-probs, token gradients, attention sums and counts; only pairs that contribute are run with a graph."""
+        num_pairs, num_answers = advantages_PG.shape
+        contributes_P = (advantages_PG != 0).any(dim=1).tolist()
+        active = [p for p in range(num_pairs) if contributes_P[p]]
+        silent = [p for p in range(num_pairs) if not contributes_P[p]]
+        options, is_given = request.options, request.answers is not None
+        log_probs_PG = completions.log_probs_S.view(num_pairs, num_answers).clone()
+        grads = torch.zeros_like(tokens_P2LTD, requires_grad=False)
+        wide = torch.promote_types(self.mllm.dtype, torch.float32)
+        sums_P2T = torch.zeros(num_pairs, 2, layout.num_visual, dtype=wide, device=self.mllm.device)
+        counts_P2 = torch.zeros(num_pairs, 2, dtype=torch.int64, device=self.mllm.device)
+        rows = None
+        if options.attention:
+            rows = self._attention_rows(completions, answers, (rewards_PG > 0).flatten().tolist())
+
+        def run(pairs: list[int], with_grad: bool, capture: bool) -> Scored:
+            return score_shared(
+                self.mllm, layout, prefix, tokens_P2LTD if with_grad else None, completions, advantages_PG.flatten(),
+                self.policy, grpo_loss_sum, pairs=pairs, replay_support=not is_given,
+                capture_layer=self.capture_layer if capture else None, rows=rows,
+            )  # fmt: skip
+
+        if silent and is_given:  # nobody sampled them, so nobody knows their probability yet
+            log_probs_PG[silent] = run(silent, False, False).log_probs_S.view(-1, num_answers)
+        if active and (options.gradient or options.attention or is_given):
+            naive = self.path == "naive"
+            scored = run(active, options.gradient and not naive, options.attention)
+            if options.gradient and not naive:
+                grads = scored.token_grads_P2LTD
+            if options.gradient and naive:
+                part = naive_score(
+                    self.mllm, layout, tokens_P2LTD[active], _rows_of(completions, active, num_answers),
+                    advantages_PG[active].flatten(), self.policy, grpo_loss_sum, replay_support=not is_given,
+                )  # fmt: skip
+                grads[active] = part.token_grads_P2LTD
+                scored = Scored(part.log_probs_S, None, scored.attention)
+            if is_given:
+                log_probs_PG[active] = scored.log_probs_S.view(-1, num_answers)
+            if rows is not None:
+                for place, sums in enumerate(scored.attention):
+                    pair, answer = active[place // num_answers], place % num_answers
+                    for image, sum_T in enumerate(sums):
+                        if sum_T is not None:
+                            sums_P2T[pair, image] += sum_T
+                            counts_P2[pair, image] += len(rows[pair * num_answers + answer][image])
+        return log_probs_PG, grads.detach(), sums_P2T, counts_P2
+
+    def _attention_rows(
+        self, completions: Completions, answers: list[Answer], correct: list[bool]
+    ) -> list[tuple[list[int], list[int]]]:
+        """Per answer and image, the rows whose attention counts: those of attribute values in correct answers.
+
+        Row i of an answer is fed token i - 1 and predicts token i (0-based; row 0 is fed the last prompt token). So the
+        token itself looks from row i + 1, its predictor from row i.
+        """
+        shift = 1 if self.config.alignment.rows == "token" else 0
+        ids_SR = completions.token_ids_SR.tolist()
+        out = []
+        for ids, answer, is_correct in zip(ids_SR, answers, correct, strict=True):
+            rows: tuple[list[int], list[int]] = ([], [])
+            if is_correct and answer.spans:
+                written = [i for i in ids if i >= 0]
+                ends = self._token_texts.ends(written[:-1])
+                for image in (0, 1):
+                    tokens = {t for s in answer.spans if s.image == image for t in tokens_of_span(ends, s)}
+                    # The last token is never fed, but it is the end and describes nothing.
+                    rows[image].extend(sorted(t + shift for t in tokens))
+            out.append(rows)
+        return out
+
+    def _joined(self, request: ScoreRequest, chunks: list[_Chunk], seconds: Counter[str]) -> ScoreResult:
+        num_pairs = len(request.pairs)
+        num_answers = len(request.answers[0]) if request.answers else self.config.grpo.group_size
+        longest = max((c.completions.token_ids_SR.shape[1] for c in chunks), default=0)
+        ids_SR = torch.full((num_pairs * num_answers, longest), -1)
+        start = 0
+        for chunk in chunks:
+            part = chunk.completions.token_ids_SR
+            ids_SR[start : start + len(part), : part.shape[1]] = part.cpu()
+            start += len(part)
+        _, num_levels, num_visual, width = request.tokens.tokens_NLTD.shape
+
+        def joined(name: str, *empty: int, dtype: torch.dtype = torch.float64) -> Tensor:
+            parts = [getattr(chunk, name).cpu() for chunk in chunks]
+            return torch.cat(parts) if parts else torch.zeros(0, *empty, dtype=dtype)
+
+        answers = [answer for chunk in chunks for answer in chunk.answers]
+        texts = [text for chunk in chunks for text in chunk.texts]
+        ended = [e for chunk in chunks for e in chunk.completions.ended_S.tolist()]
+        verdicts_PG = torch.tensor([a.verdict for a in answers], dtype=torch.int8).view(num_pairs, num_answers)
+        advantages_PG = joined("advantages_PG", num_answers)
+        num_tokens_PG = (ids_SR >= 0).sum(dim=1).view(num_pairs, num_answers)
+        counters: dict[str, float | str] = {
+            "path": self.path,
+            "process": self._process,
+            "num_tokens": int(num_tokens_PG.sum()),
+            "malformed": int((verdicts_PG < 0).sum()),
+            "truncated": len(ended) - sum(ended),
+            "zero_advantage_pairs": int((advantages_PG == 0).all(dim=1).sum()),
+            **{f"seconds/{stage}": seconds[stage] for stage in ("prefill", "sample", "gradient")},
+        }
+        wide = torch.promote_types(self.mllm.dtype, torch.float32)
+        return ScoreResult(
+            texts_PG=tuple(tuple(texts[p * num_answers : (p + 1) * num_answers]) for p in range(num_pairs)),
+            token_ids_PGR=ids_SR.view(num_pairs, num_answers, longest),
+            num_tokens_PG=num_tokens_PG,
+            log_probs_PG=joined("log_probs_PG", num_answers),
+            rewards_PG=joined("rewards_PG", num_answers),
+            advantages_PG=advantages_PG,
+            well_formed_PG=verdicts_PG >= 0,
+            verdicts_PG=verdicts_PG,
+            token_grads_P2LTD=joined("token_grads_P2LTD", 2, num_levels, num_visual, width, dtype=self.mllm.dtype),
+            attention_sum_P2T=joined("attention_sum_P2T", 2, num_visual, dtype=wide),
+            attention_count_P2=joined("attention_count_P2", 2, dtype=torch.int64),
+            counters=counters,
+        )
+
+    def _layout(self, grid_hw: tuple[int, int]) -> tuple[Layout, list[tuple[Tensor, Tensor]]]:
+        """Layout and constant keys and values for images of one size; a few sizes are remembered."""
+        if grid_hw not in self._layouts:
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.pop(next(iter(self._layouts)))
+            layout = self.mllm.layout(self.texts, grid_hw)
+            self._layouts[grid_hw] = (layout, self.mllm.constant_prefix(layout))
+        return self._layouts[grid_hw]
+
+    def _check(self, request: ScoreRequest) -> None:
+        shape = tuple(request.tokens.tokens_NLTD.shape)
+        height, width = request.tokens.grid_hw
+        wanted = (self.mllm.num_levels, height * width, self.mllm.width)
+        if len(shape) != 4 or shape[1:] != wanted:
+            raise ValueError(
+                f"mllm.path: visual tokens of shape {shape} do not fit this MLLM, which reads (images, levels, tokens, width) = "
+                f"(any, {wanted[0]}, {wanted[1]}, {wanted[2]}); build encoder and scorer from the same mllm.path"
+            )
+        if not bool(torch.isfinite(request.tokens.tokens_NLTD).all()):
+            raise ValueError("encoder: the visual tokens hold NaN or infinity; lower optim.lr_tower or optim.clip_norm")
+        assert all(0 <= i < shape[0] for pair in request.pairs for i in (pair.first, pair.second)), "pair without image"
+        if request.answers is not None:
+            sizes = {len(group) for group in request.answers}
+            if len(request.answers) != len(request.pairs) or len(sizes) > 1 or 0 in sizes:
+                raise ValueError(
+                    f"answers: {len(request.answers)} groups of {sorted(sizes)} answers for {len(request.pairs)} pairs; "
+                    f"give one group per pair, all of one size"
+                )
+
+    @contextmanager
+    def _timed(self, seconds: Counter[str], stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        if self.mllm.device.type == "cuda":
+            torch.cuda.synchronize(self.mllm.device)
+        seconds[stage] += perf_counter() - start  # type: ignore[assignment]
+
+
+def attention_layer(depth: float, num_layers: int) -> int:
+    """0-based number of the decoder layer at a relative depth.
+
+    Layers are counted from 1 as in the paper: 26 / 36 of 36 layers is the 26th, number 25 here.
+    """
+    return min(max(round(depth * num_layers), 1), num_layers) - 1
+
+
+def hash_text(text: str) -> str:
+    """16 hex digits."""
+    import hashlib
+
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
+
+
+def _rows_of(completions: Completions, pairs: list[int], num_answers: int) -> Completions:
+    rows = torch.tensor([p * num_answers + g for p in pairs for g in range(num_answers)])
+    rows = rows.to(completions.token_ids_SR.device)
+    return Completions(
+        completions.token_ids_SR[rows], completions.support_SR[rows], completions.log_probs_S[rows], completions.ended_S[rows]
+    )  # fmt: skip
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Run with a fixed number of threads; a product's last bit may depend on how it is shared out."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

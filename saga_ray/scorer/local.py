@@ -1,0 +1,48 @@
+"""The scorer in this process, rounding what would cross a wire exactly as the remote one does."""
+
+from __future__ import annotations
+
+from saga_ray.config import RunConfig
+from saga_ray.mllm.loading import check_folder, load_mllm, resolve_folder
+from saga_ray.mllm.prompt import Prompt, load_prompt
+from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.scorer.wire import delivered_result, rounded_request, rounded_result
+from saga_ray.types import ScoreRequest, ScoreResult
+
+
+def run_prompt(config: RunConfig) -> Prompt:
+    """The prompt of a run, without loading any weights.
+
+    Raises:
+        ValueError: for an MLLM folder or prompt file that cannot be used.
+    """
+    folder = resolve_folder(config.mllm)
+    check_folder(folder)
+    return load_prompt(config.dataset, config.prompt.variant, folder)
+
+
+def build_engine(config: RunConfig) -> ScoringEngine:
+    """Load the frozen MLLM and its prompt; in a worker or replica alike.
+
+    Raises:
+        ValueError: one sentence with key or folder and what to do.
+    """
+    mllm = load_mllm(config.mllm)
+    return ScoringEngine(mllm, load_prompt(config.dataset, config.prompt.variant, mllm.folder), config)
+
+
+class LocalScorer:
+    """`Scorer` around an engine in this process."""
+
+    def __init__(self, engine: ScoringEngine) -> None:
+        self.engine = engine
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        """As `ScoringEngine.score`, tokens and gradients rounded to the MLLM's dtype on the way."""
+        dtype = self.engine.mllm.dtype
+        result = rounded_result(self.engine.score(rounded_request(request, dtype)), dtype)
+        return delivered_result(result, request.tokens.tokens_NLTD.dtype)
+
+    def describe(self) -> dict[str, str]:
+        """Identity of weights, prompt and code; dtype; process."""
+        return self.engine.describe()

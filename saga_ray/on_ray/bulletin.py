@@ -1,0 +1,81 @@
+"""Where workers pin what the driver wants to know while they run: progress, results, and refusals."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+
+
+@ray.remote(num_cpus=0, max_concurrency=8)
+class Bulletin:
+    """A board in a process of its own; it goes away with the driver that made it."""
+
+    def __init__(self) -> None:
+        self._notes: list[tuple[str, Any]] = []
+        self._refusal: str | None = None
+        self._claims: set[str] = set()
+
+    def pin(self, kind: str, note: Any) -> None:
+        """Add a note; `read` returns notes in this order."""
+        self._notes.append((kind, note))
+
+    def read(self, start: int) -> list[tuple[str, Any]]:
+        """Notes from number `start` on."""
+        return self._notes[start:]
+
+    def refuse(self, sentence: str) -> None:
+        """Say once and for all why this cannot work: a worker that starts again does not try."""
+        self._refusal = self._refusal or sentence
+
+    def refusal(self) -> str | None:
+        """The sentence, if anybody refused."""
+        return self._refusal
+
+    def claim(self, name: str) -> bool:
+        """True for the first who asks for `name`, until it is released."""
+        if name in self._claims:
+            return False
+        self._claims.add(name)
+        return True
+
+    def release(self, name: str) -> None:
+        """Let the next one have `name`."""
+        self._claims.discard(name)
+
+
+@contextlib.contextmanager
+def bulletin(on_note: Callable[[str, Any], None], every_s: float = 0.3) -> Iterator[ActorHandle]:
+    """A board whose notes are handed to `on_note` as they come, by a thread of this process; all are, when it ends."""
+    board = Bulletin.remote()
+    ended = threading.Event()
+    seen = 0
+
+    def hand_over() -> None:
+        nonlocal seen
+        notes = ray.get(board.read.remote(seen))
+        seen += len(notes)
+        for kind, note in notes:
+            on_note(kind, note)
+
+    def watch() -> None:
+        while not ended.wait(every_s):
+            with contextlib.suppress(RayActorError):
+                hand_over()
+
+    thread = threading.Thread(target=watch, name="bulletin", daemon=True)
+    thread.start()
+    try:
+        yield board
+    finally:
+        ended.set()
+        thread.join(timeout=30)
+        if ray.is_initialized():
+            with contextlib.suppress(RayActorError):
+                hand_over()
+            ray.kill(board)

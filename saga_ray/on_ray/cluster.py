@@ -1,0 +1,154 @@
+"""Joins the cluster that is there, or starts one on this machine; ends only what it started."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import ray
+
+from saga_ray.config import RunConfig
+from saga_ray.on_ray.resources import check_feasible, logical_cpus, placement
+
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Train asks its workers this often whether they are done; its own 2 s would be felt at every short run.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # Workers stay where the driver is, so that paths mean the same in both.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The cluster this process is connected to."""
+
+    started: bool
+    """True if it is ours alone, on this machine."""
+    num_cores: int | None
+    """Cores of this machine if the cluster is ours alone, else None."""
+
+    def placement(self, group: str) -> dict[str, str]:
+        """Label selector that brings `data`, `training` or `scoring` to its nodes, if there are such."""
+        return placement(group, [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]])
+
+    def total(self) -> tuple[float, float]:
+        """CPUs and GPUs that the cluster has now."""
+        have = ray.cluster_resources()
+        return have.get("CPU", 0.0), have.get("GPU", 0.0)
+
+
+@contextlib.contextmanager
+def connect(configs: Sequence[RunConfig], *, concurrent: int = 1) -> Iterator[Cluster]:
+    """Be connected to a cluster that can run `configs`, `concurrent` of them at once.
+
+    Inside a submitted job, or where RAY_ADDRESS is set, that cluster is joined; a process that is already connected
+    stays so; otherwise a cluster of this machine is started, and ended with the context.
+
+    Raises:
+        ValueError: if a joined cluster can never place what is asked, or does not answer.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    _hush()
+    # A job that is stopped gets SIGTERM; unwinding lets the scorer service go with it.
+    with _interrupted_by_sigterm():
+        if ray.is_initialized():
+            _check(configs, concurrent)
+            yield Cluster(started=False, num_cores=None)
+            return
+        if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
+            _join()
+            try:
+                _check(configs, concurrent)
+                yield Cluster(started=False, num_cores=None)
+            finally:
+                ray.shutdown()
+            return
+        num_cores = available_cores()
+        # Workers of a local cluster import what this process imports, also when it was started elsewhere.
+        ray.init(
+            address="local",
+            num_cpus=logical_cpus(configs, concurrent, num_cores),
+            # Train's cleaner of placement groups asks the dashboard; without one it complains every second.
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+        try:
+            _check(configs, concurrent)
+            yield Cluster(started=True, num_cores=num_cores)
+        finally:
+            ray.shutdown()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _join() -> None:
+    # A client with an address does not look for a token by itself: it would be refused for ever.
+    token_file = Path(os.environ.get("RAY_AUTH_TOKEN_PATH", "~/.ray/auth_token")).expanduser()
+    if "RAY_AUTH_TOKEN" in os.environ or token_file.is_file():
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', '(of this job)')}: no Ray cluster answers there ({reason}); start it, "
+            f"correct the address, or unset RAY_ADDRESS to run on this machine"
+        ) from None
+
+
+def _check(configs: Sequence[RunConfig], concurrent: int) -> None:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if not _autoscales():
+        check_feasible(configs, nodes, "the Ray cluster", concurrent)
+
+
+def _autoscales() -> bool:
+    """True where nodes may still come, so that what is there now says nothing."""
+    from ray._private.state import state
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else ()
+    return bool(os.environ.get("SAGA_RAY_NODE_GROUPS")) or any(
+        group.max_count == -1 or group.max_count > group.min_count for group in groups
+    )
+
+
+def _hush() -> None:
+    """Our own progress lines stand alone; what goes wrong comes back as an exception."""
+    for name in ("ray", "ray.serve", "ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _interrupted_by_sigterm() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

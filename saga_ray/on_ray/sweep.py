@@ -1,0 +1,208 @@
+"""Sweep files: what is searched, over which dotted keys; every mistake is reported at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from saga_ray.config import DATASETS, RECIPES, RunConfig
+from saga_ray.configure import METHODS, ConfigError, check_choice, flat, load_yaml, model_keys, nearest, resolve
+
+METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi")
+KINDS = ("uniform", "loguniform", "int", "logint", "choice")
+_KEYS = ("dataset", "recipe", "method", "metric", "mode", "trials", "steps", "seed", "space", "base")
+# A sweep decides these itself: it chooses on validation classes, and its trials share their machines.
+_NOT_SEARCHED = ("dataset", "recipe", "evaluation.split", "checkpoint", "resources", "scorer")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Values of one dotted key: `uniform`, `loguniform`, `int`, `logint` between two ends, or a `choice` among some."""
+
+    kind: str
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class SweepFile:
+    """A search over dotted keys."""
+
+    name: str
+    """Stem of its file; with a hash of all below but `trials`, the name of its folder."""
+    space: Mapping[str, Range]
+    dataset: str = "demo"
+    recipe: str | None = None
+    method: str = "saga"
+    metric: str = "recall@1"
+    """Measured on the validation classes."""
+    mode: str = "max"
+    trials: int = 12
+    seed: int = 0
+    """Of the search; the runs' own is `base: {seed: ...}`."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """Dotted keys that all trials share."""
+
+    @property
+    def folder(self) -> str:
+        """Name of the sweep's folder: another search never meets the trials of this one, a longer one does."""
+        told = {
+            "space": {key: [r.kind, *r.values] for key, r in self.space.items()},
+            "base": dict(self.base),
+            **{key: getattr(self, key) for key in ("dataset", "recipe", "method", "metric", "mode", "seed")},
+        }
+        return f"sweep-{self.name}-{_digest(told)}"
+
+    def trial_name(self, values: Mapping[str, Any]) -> str:
+        """Run name of the trial with these values; equal values make one run."""
+        return f"{self.folder}-{_digest(values)}"
+
+    def config(self, values: Mapping[str, Any], split: str = "validation") -> RunConfig:
+        """The run of a trial, chosen on validation classes; `split="test"` for the winner's row."""
+        overrides = {**self.base, **values, "evaluation.split": split}
+        return resolve(self.dataset, method=self.method, recipe=self.recipe, overrides=overrides)
+
+
+def _digest(told: Mapping[str, Any]) -> str:
+    text = json.dumps(told, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def load_sweep(
+    path: str | Path,
+    *,
+    dataset: str | None = None,
+    trials: int | None = None,
+    steps: int | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> SweepFile:
+    """Read and check a sweep file; arguments replace what it says, `overrides` are laid over its `base`.
+
+    Raises:
+        ConfigError: every mistake at once, one sentence per line.
+    """
+    source = str(path)
+    told = load_yaml(path)
+    problems = [f"{source}: unknown key '{key}'{nearest(key, _KEYS)}" for key in told if key not in _KEYS]
+    base = told.get("base") or {}
+    if not isinstance(base, dict):
+        problems.append(f"{source}: base: {base!r} is not a mapping of dotted keys to values; write one")
+        base = {}
+    base = flat(base) | dict(overrides or {})
+    steps = steps if steps is not None else told.get("steps")
+    if steps is not None:
+        base["optim.steps"] = steps
+    sweep = SweepFile(
+        name=Path(path).stem,
+        space={},
+        dataset=str(dataset or told.get("dataset", "demo")),
+        recipe=told.get("recipe"),
+        method=str(told.get("method", "saga")),
+        metric=str(told.get("metric", "recall@1")),
+        mode=str(told.get("mode", "max")),
+        trials=trials if trials is not None else told.get("trials", 12),
+        seed=told.get("seed", 0),
+        base=base,
+    )
+    problems += _check_head(sweep, source)
+    space, wrong = _read_space(told.get("space"), source)
+    problems += wrong
+    if "evaluation.split" in base:
+        problems.append(f"{source}: base: evaluation.split is 'validation' for every trial; remove it")
+    sweep = replace(sweep, space=space)
+    if not any(line.startswith((f"{source}: data set", f"{source}: method", f"{source}: recipe")) for line in problems):
+        problems += _check_values(sweep, source)
+    if problems:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return sweep
+
+
+def _check_head(sweep: SweepFile, source: str) -> list[str]:
+    choices = [
+        ("data set", sweep.dataset, DATASETS),
+        ("method", sweep.method, METHODS),
+        ("metric", sweep.metric, METRICS),
+        ("mode", sweep.mode, ("max", "min")),
+    ]
+    if sweep.recipe is not None:
+        choices.append(("recipe", str(sweep.recipe), RECIPES))
+    problems = [f"{source}: {line}" for what, value, known in choices if (line := check_choice(what, value, known))]
+    for key, lowest in (("trials", 1), ("seed", 0)):
+        value = getattr(sweep, key)
+        if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
+            problems.append(f"{source}: {key}: {value!r} is not accepted; give a whole number from {lowest} on")
+    return problems
+
+
+def _read_space(told: Any, source: str) -> tuple[dict[str, Range], list[str]]:
+    if not isinstance(told, dict) or not told:
+        return {}, [
+            f"{source}: space: {told!r} names nothing to search; write for instance "
+            f"space: {{loss.weights.grpo: {{loguniform: [0.1, 10]}}}}"
+        ]
+    space, problems, known = {}, [], set(model_keys())
+    for key, given in _leaves(told).items():
+        where = f"{source}: space: {key}"
+        if key not in known:
+            problems.append(f"{source}: space: unknown key '{key}'{nearest(key, known)}")
+        elif key in _NOT_SEARCHED or key.startswith(tuple(f"{k}." for k in _NOT_SEARCHED)):
+            problems.append(f"{where} cannot be searched: a sweep sets it itself; put it under base, or remove it")
+        elif not isinstance(given, dict) or len(given) != 1:
+            problems.append(f"{where}: {given!r} is not a range; write one of {', '.join(KINDS)} with a list of values")
+        else:
+            [(kind, values)] = given.items()
+            sentence = _check_range(kind, values)
+            if sentence:
+                problems.append(f"{where}: {sentence}")
+            else:
+                space[key] = Range(kind, tuple(values))
+    return space, problems
+
+
+def _leaves(told: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested or dotted keys to dotted ones; a mapping with a range's name as its only key ends the descent."""
+    out: dict[str, Any] = {}
+    for key, value in told.items():
+        branch = isinstance(value, dict) and value and not any(kind in value for kind in KINDS)
+        if branch and any(isinstance(inner, dict) for inner in value.values()):
+            out |= _leaves(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _check_range(kind: str, values: Any) -> str | None:
+    if kind not in KINDS:
+        return f"'{kind}' is not a kind of range{nearest(kind, KINDS)} (known: {', '.join(KINDS)})"
+    if not isinstance(values, list) or not values:
+        return f"{kind}: {values!r} is not a list of values; write for instance {kind}: [1, 10]"
+    if kind == "choice":
+        scalars = all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
+        return None if scalars else f"choice: {values!r} holds more than numbers, words and null; name single values"
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
+        return f"{kind}: {values!r} is not two numbers, the smaller one first; write for instance {kind}: [1, 10]"
+    if kind.startswith("log") and numbers[0] <= 0:
+        return f"{kind}: {values!r} begins at {numbers[0]}, and a logarithmic range needs a positive end; raise it"
+    if kind in ("int", "logint") and not all(isinstance(value, int) for value in numbers):
+        return f"{kind}: {values!r} has an end that is not a whole number; correct it"
+    return None
+
+
+def _check_values(sweep: SweepFile, source: str) -> list[str]:
+    """What the configuration says to the base, and to each end or choice of each range on its own."""
+    try:
+        sweep.config({})
+    except ConfigError as error:
+        return [f"{source}: base: {line.removeprefix('--set: ')}" for line in str(error).splitlines()]
+    problems = []
+    for key, span in sweep.space.items():
+        for value in span.values:
+            try:
+                sweep.config({key: value})
+            except ConfigError as error:
+                problems += [f"{source}: space: {line}" for line in str(error).splitlines()]
+    return problems

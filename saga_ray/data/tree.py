@@ -141,12 +141,16 @@ def existing(found: Found, verify_counts: bool) -> Found:
     """Drop listed images that are not on disk, and classes without any.
 
     Raises:
-        ValueError: if images are missing and `verify_counts` asks for a complete tree.
+        ValueError: if images are missing and `verify_counts` asks for a complete tree, or a path leads out of the root.
     """
     on_disk: dict[str, set[str]] = {}
 
     def is_there(path: str) -> bool:
         folder, _, name = path.rpartition("/")
+        if path.startswith("/") or "\\" in path or ".." in path.split("/"):
+            raise ValueError(
+                f"data.root: {found.name}: the listed image {path!r} leads out of {found.root}; the listing is not the owner's"
+            )
         if folder not in on_disk:
             full = found.root / folder
             on_disk[folder] = {entry.name for entry in list_folder(full)} if full.is_dir() else set()

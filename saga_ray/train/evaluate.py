@@ -1,0 +1,125 @@
+"""Zero-shot retrieval with the trained encoder: one result row, every query's neighbours, and the encoder itself."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+
+from saga_ray import __version__
+from saga_ray.config import RunConfig
+from saga_ray.configure import label
+from saga_ray.encoder.encoder import Encoder
+from saga_ray.encoder.export import FOLDER, save_encoder
+from saga_ray.leaderboard.result import PerClass, Result
+from saga_ray.leaderboard.store import Conflict, ResultStore
+from saga_ray.retrieval.metrics import PROTOCOL, retrieval_metrics
+from saga_ray.train.context import RunContext
+from saga_ray.train.embed import embed_table
+from saga_ray.train.run_folder import RunFolder
+from saga_ray.types import Dataset
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    encoder: Encoder,
+    config: RunConfig,
+    dataset: Dataset,
+    context: RunContext,
+    run: RunFolder,
+    *,
+    pretraining: str,
+    seconds: float,
+) -> tuple[Result, str] | None:
+    """Embed the split of `evaluation.split`, measure, and store row, queries and encoder; rank 0 alone gets a result.
+
+    Args:
+        pretraining: identity of the initial weights, see `weights_id`.
+        seconds: of the training before.
+
+    Returns:
+        The row, and `added`, `identical` or `conflict` (another run of this key has other scores; its row stays).
+    """
+    table = dataset.split(config.evaluation.split)
+    began = datetime.now(UTC)
+    embeddings_NE = embed_table(encoder, table, config.data.image_size, config.evaluation.batch_size, context)
+    if context.rank:
+        return None
+    metrics = retrieval_metrics(
+        embeddings_NE,
+        table.labels_N,
+        table.image_ids,
+        k=config.evaluation.k,
+        kmeans_restarts=config.evaluation.kmeans_restarts,
+    )
+    vision = encoder.tower.visual.config
+    result = Result(
+        dataset=dataset.name,
+        fingerprint=dataset.fingerprint,
+        split=config.evaluation.split,
+        protocol=PROTOCOL,
+        backbone=f"qwen3-vl-vision-{vision.depth}x{vision.hidden_size}",
+        pretraining=pretraining,
+        frozen=config.encoder.trainable == "none",
+        dim=embeddings_NE.shape[1],
+        label=label(config),
+        method=config.method,
+        config_hash=config_hash(config),
+        seed=config.seed,
+        code_version=__version__,
+        scores=metrics.scores(),
+        per_class=PerClass.model_validate(metrics.per_class(table.class_names)),
+        partial=dataset.partial,
+        num_images=metrics.num_images,
+        num_single_image_classes=metrics.num_single_image_classes,
+        seconds=round(seconds + (datetime.now(UTC) - began).total_seconds(), 3),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        run=run.name,
+    )
+    per_query = metrics.per_query_table(table.image_ids, table.class_names)
+    save_encoder(encoder, run.storage.child(FOLDER), config.data.image_size)
+    run.storage.write("per_query.parquet", _parquet(per_query))
+    try:
+        stored = ResultStore(run.runs).add(result, per_query)
+    except Conflict as conflict:
+        logger.warning("%s", conflict)
+        stored = "conflict"
+    return result, stored
+
+
+def config_hash(config: RunConfig) -> str:
+    """16 hex digits over every key that can change the scores of one seed, without the seed.
+
+    Left out: names and places (data and weights have identities of their own), resources, checkpoints, retries.
+    """
+    values = config.model_dump(
+        mode="json", exclude={"seed", "resources", "checkpoint", "evaluation", "recipe", "method"}
+    )
+    values["data"].pop("root")
+    values["mllm"].pop("path")
+    for key in ("timeout_s", "max_retries"):
+        values["scorer"].pop(key)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def weights_id(encoder: Encoder, config: RunConfig) -> str:
+    """Name of the MLLM whose tower this is (before training), and 12 hex digits over the tower's weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.tower.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    path = config.mllm.path
+    name = "saga-demo" if path is None else (Path(path).name if Path(path).is_dir() else path)
+    return f"{name}-{digest.hexdigest()[:12]}"
+
+
+def _parquet(table: object) -> bytes:
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd")
+    return buffer.getvalue()

@@ -1,0 +1,307 @@
+"""The training loop: plan, steps, updates, checkpoints, evaluation; the same function in one process and on Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saga_ray.config import RunConfig
+from saga_ray.data.plan import PairPlanner
+from saga_ray.encoder.encoder import Encoder, build_encoder
+from saga_ray.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saga_ray.train.context import RunContext
+from saga_ray.train.embed import class_centroids, embed_table
+from saga_ray.train.errors import check_finite
+from saga_ray.train.evaluate import evaluate, weights_id
+from saga_ray.train.logs import RunLog
+from saga_ray.train.losses import build_metric_loss
+from saga_ray.train.optim import (
+    build_optimizer,
+    freeze_unreached,
+    freeze_untrained,
+    learning_rate_factor,
+    num_steps,
+    set_learning_rates,
+)
+from saga_ray.train.progress import Progress, Silent
+from saga_ray.train.run_folder import RunFolder, process_name
+from saga_ray.train.step import Model, accumulate_gradients
+from saga_ray.types import Dataset, MicroBatch, Scorer
+
+logger = logging.getLogger(__name__)
+
+Batches = Callable[[int, int, PairPlanner], Iterator[MicroBatch]]
+"""(start, stop, planner) to this rank's rows of micro-batches start .. stop - 1, in order."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What became of a run."""
+
+    name: str
+    uri: str
+    num_steps: int
+    scores: Mapping[str, float]
+    """`recall@1`, ..., `map@r`, `nmi`."""
+    row: Mapping[str, Any]
+    """What result.json holds."""
+    stored: str
+    """`added`, `identical` or `conflict`: what the store of results did with the row; `finished` if nothing was done."""
+
+    @property
+    def was_finished(self) -> bool:
+        """True if the run had ended before, and nothing was done now."""
+        return self.stored == "finished"
+
+
+def finished_result(run: RunFolder, config: RunConfig) -> TrainResult | None:
+    """The result of a run that ended before; None if it has to be trained.
+
+    Raises:
+        ValueError: if the run's name belongs to another configuration.
+    """
+    if run.state(config) != "finished":
+        return None
+    row = run.read_result()
+    return TrainResult(run.name, run.storage.uri, row["num_steps"], row["scores"], row, "finished")
+
+
+def train(
+    config: RunConfig,
+    dataset: Dataset,
+    scorer: Scorer | None,
+    context: RunContext,
+    batches: Batches,
+    run: RunFolder,
+    progress: Progress | None = None,
+) -> TrainResult | None:
+    """Train and evaluate one run; every rank calls it. Goes on from the run's last checkpoint, if there is one.
+
+    Args:
+        scorer: None for methods that do not ask the MLLM.
+        batches: this rank's stream of micro-batches.
+
+    Returns:
+        The result, on rank 0; None on the others.
+
+    Raises:
+        ValueError: for what the configuration cannot mean; NonFiniteError before an update that would spoil the weights.
+    """
+    progress = progress if progress is not None and context.rank == 0 else Silent()
+    finished = finished_result(run, config)
+    # Rank 0 writes into the folder that the others look at: nobody goes on before everybody has looked.
+    if all(context.gather(finished is not None)):
+        return finished if context.rank == 0 else None
+    assert (scorer is not None) == config.asks_the_mllm, "a scorer is needed exactly if a loss asks the MLLM"
+    with deterministic(config):
+        began = time.perf_counter()
+        progress.stage("loading the encoder")
+        encoder = build_encoder(config).to(context.device)
+        pretraining = weights_id(encoder, config) if context.rank == 0 else ""
+        freeze_untrained(encoder, config)
+        steps = num_steps(config, len(dataset.train))
+        if context.rank == 0:
+            run.storage.check_writable()
+            run.begin(config)
+        elapsed = 0.0
+        if steps > 0:
+            elapsed = Trainer(config, dataset, scorer, context, run, progress, encoder, steps).run_steps(batches)
+        progress.stage(f"embedding {len(dataset.split(config.evaluation.split))} {config.evaluation.split} images")
+        seconds = elapsed if steps > 0 else time.perf_counter() - began
+        found = evaluate(encoder, config, dataset, context, run, pretraining=pretraining, seconds=seconds)
+        if found is None:
+            return None
+        result, stored = found
+        row = result.model_dump(mode="json") | {"num_steps": steps, "stored": stored}
+        run.write_result(row)
+        return TrainResult(run.name, run.storage.uri, steps, result.scores, row, stored)
+
+
+class Trainer:
+    """A run between its first and its last step: networks, optimiser, plan, and where the run stands."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        dataset: Dataset,
+        scorer: Scorer | None,
+        context: RunContext,
+        run: RunFolder,
+        progress: Progress,
+        encoder: Encoder,
+        num_steps: int,
+    ) -> None:
+        self.config, self.dataset, self.scorer, self.context = config, dataset, scorer, context
+        self.run, self.progress, self.num_steps = run, progress, num_steps
+        checkpoint = _agreed_checkpoint(run, context)
+        self.step = checkpoint.step if checkpoint else 0
+        self.position = checkpoint.state["position"] if checkpoint else 0
+        """Next micro-batch of the plan."""
+        self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
+        self.snapshot_CE = self._mining_snapshot(encoder, checkpoint)
+        probe_NHWC = np.array(dataset.train.source.load([0, 1], config.data.image_size))
+        metric_loss = build_metric_loss(config.loss, len(dataset.train.class_names), _width(encoder), config.seed)
+        self._freeze_unreached(encoder, torch.from_numpy(probe_NHWC).to(context.device), metric_loss)
+        if metric_loss is not None:
+            metric_loss = metric_loss.to(context.device, encoder.tower.dtype)
+        self.model = Model(encoder, metric_loss)
+        if not self.model.trainable():
+            raise ValueError(
+                f"loss.metric: {config.loss.metric} with loss.weights.metric={config.loss.weights.metric:g}, "
+                f"loss.weights.grpo={config.loss.weights.grpo:g}, loss.weights.alignment={config.loss.weights.alignment:g} "
+                f"and encoder.trainable={config.encoder.trainable} leaves nothing to learn; choose a loss, or optim.steps=0"
+            )
+        self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+
+    def run_steps(self, batches: Batches) -> float:
+        """Train to the last step; returns the seconds that all steps of the run took, earlier sessions included."""
+        config = self.config
+        planner = PairPlanner(self.dataset.train.labels_N, config.data, config.seed, self.snapshot_CE)
+        furthest = self.position + (self.num_steps - self.step) * config.grpo.max_micro_batches
+        stream = batches(self.position, furthest, planner)
+        log = RunLog(self.run.storage, self.step, self.num_steps) if self.context.rank == 0 else None
+        self.progress.stage(f"training from step {self.step}" if self.step else "training")
+        try:
+            while self.step < self.num_steps:
+                self._one_step(stream, log)
+                if self.step % config.checkpoint.every_steps == 0 or self.step == self.num_steps:
+                    self._save(log)
+        finally:
+            if log is not None:
+                log.close()
+            close = getattr(stream, "close", None)
+            if close is not None:
+                close()
+        return self.seconds
+
+    def _one_step(self, stream: Iterator[MicroBatch], log: RunLog | None) -> None:
+        began = time.perf_counter()
+        config, number = self.config, self.step + 1
+        report = accumulate_gradients(self.model, stream, self.scorer, config, self.context, number)
+        updating = time.perf_counter()
+        metrics = report.metrics
+        parameters = [parameter for _, parameter in self.model.trainable()]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm)
+        metrics["gradient/total"] = float(norm)
+        check_finite("gradient/total", metrics["gradient/total"], number)
+        factor = learning_rate_factor(self.step, self.num_steps, config.optim.warmup_share)
+        metrics |= set_learning_rates(self.optimizer, factor)
+        self.optimizer.step()
+        self.step = number
+        self.position += report.num_micro_batches
+        metrics["seconds/update"] = time.perf_counter() - updating
+        seconds = time.perf_counter() - began
+        self.seconds += seconds
+        metrics = {
+            "step": number,
+            "seconds": seconds,
+            "seconds/elapsed": self.seconds,
+            **metrics,
+            "trainer/process": process_name(),
+        }
+        metrics.setdefault("scorer/process", "")
+        if log is not None:
+            log.step(metrics)
+            log.completions(number, report, self.dataset.train)
+        self.context.report(metrics)
+        self.progress.step(number, self.num_steps, metrics)
+
+    def _save(self, log: RunLog | None) -> None:
+        if log is None:
+            return
+        log.sync()
+        tensors: dict[str, dict[str, Tensor]] = {
+            "encoder": dict(self.model.encoder.state_dict()),
+            "optimizer": _optimizer_tensors(self.model, self.optimizer),
+        }
+        if self.model.metric_loss is not None and self.model.metric_loss.state_dict():
+            tensors["metric_loss"] = dict(self.model.metric_loss.state_dict())
+        if self.snapshot_CE is not None:
+            tensors["snapshot"] = {"class_centroids": torch.from_numpy(self.snapshot_CE)}
+        state = {"position": self.position, "seconds": self.seconds}
+        save_checkpoint(self.run.storage, Checkpoint(self.step, tensors, state), self.config.checkpoint.keep)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self.model.encoder.load_state_dict(dict(checkpoint.tensors["encoder"]))
+        if "metric_loss" in checkpoint.tensors and self.model.metric_loss is not None:
+            self.model.metric_loss.load_state_dict(dict(checkpoint.tensors["metric_loss"]))
+        _restore_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+
+    def _mining_snapshot(self, encoder: Encoder, checkpoint: Checkpoint | None) -> np.ndarray | None:
+        """Class centroids in the initial encoder, for the plan's hard shards; from the checkpoint if there is one."""
+        if self.config.data.hard_share == 0:
+            return None
+        if checkpoint is not None:
+            return checkpoint.tensors["snapshot"]["class_centroids"].numpy()
+        table, config = self.dataset.train, self.config
+        self.progress.stage(f"embedding {len(table)} training images to find neighbouring classes")
+        embeddings_NE = embed_table(encoder, table, config.data.image_size, config.evaluation.batch_size, self.context)
+        return class_centroids(embeddings_NE, table.labels_N)
+
+    def _freeze_unreached(self, encoder: Encoder, images_NHWC: Tensor, metric_loss: nn.Module | None) -> None:
+        names = freeze_unreached(encoder, images_NHWC, self.config.loss.weights, metric_loss is not None)
+        if names and self.context.rank == 0:
+            logger.info(
+                "no loss of this run reaches %d tensors (such as %s); they stay as they are", len(names), names[0]
+            )
+
+
+@contextlib.contextmanager
+def deterministic(config: RunConfig) -> Iterator[None]:
+    """Fixed threads and deterministic kernels while `scorer.deterministic` is set; the process's own settings afterwards."""
+    if not config.scorer.deterministic:
+        yield
+        return
+    threads, was = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.set_num_threads(config.scorer.threads)
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(was)
+
+
+def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None:
+    """The newest whole checkpoint; all ranks must see the same one."""
+    checkpoint = load_checkpoint(run.storage)
+    steps = context.gather(checkpoint.step if checkpoint else 0)
+    if len(set(steps)) > 1:
+        raise ValueError(
+            f"--runs {run.runs.uri}: workers see different checkpoints (steps {steps}); use storage that all nodes share"
+        )
+    return checkpoint
+
+
+def _width(encoder: Encoder) -> int:
+    return getattr(getattr(encoder.pooler, "projection", None), "out_features", None) or encoder.tower.width
+
+
+def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{key}.{name}": value
+        for name, parameter in model.trainable()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def _restore_optimizer(model: Model, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    for name, parameter in model.trainable():
+        keys = [key.removesuffix(f".{name}") for key in tensors if key.endswith(f".{name}")]
+        state = {key: tensors[f"{key}.{name}"] for key in keys if "." not in key}
+        # AdamW keeps its step count on the CPU, its moments beside the parameter.
+        optimizer.state[parameter] = {
+            key: value.clone() if key == "step" else value.to(parameter) for key, value in state.items()
+        }

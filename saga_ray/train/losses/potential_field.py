@@ -1,0 +1,77 @@
+"""Potential Field (arXiv 2405.18560): embeddings and proxies as charges that attract their class and repel all others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from saga_ray.config import PotentialFieldConfig
+
+CLOSEST_SHARE = 0.25
+"""Below this share of delta the repulsion goes on as a straight line: finite force at distance 0."""
+
+
+def attraction(distance: Tensor, alpha: float, delta: float) -> Tensor:
+    """psi_att(d) = -1 / d^alpha, constant (no force) once closer than delta."""
+    return -(distance.clamp_min(delta) ** -alpha)
+
+
+def repulsion(distance: Tensor, alpha: float, delta: float) -> Tensor:
+    """psi_rep(d) = 1 / d^alpha while closer than delta, constant (no force) beyond it.
+
+    Ours: closer than c = delta / 4 it continues along its tangent, c^-alpha + alpha c^-(alpha + 1) (c - d), so that the
+    force stays finite where images of two classes coincide.
+    """
+    closest = CLOSEST_SHARE * delta
+    inverse = distance.clamp(closest, delta) ** -alpha
+    return inverse + alpha * closest ** -(alpha + 1) * (closest - distance).clamp_min(0)
+
+
+class PotentialField(nn.Module):
+    """Total potential of all charges: the embeddings of the batch and M proxies of every class.
+
+    U = (1 / N) (sum_i Psi_{y_i}(z_i) + sum_{j,k} Psi_j(p_{j,k})), where the field of class c at a charge r is
+    Psi_c(r) = sum of psi_att(|r - z|) over charges z of class c + sum of psi_rep(|r - z|) over the charges of other
+    classes. Distances are Euclidean between vectors of length 1; gradients reach both ends of every distance.
+
+    Where the paper's summaries are silent: a charge does not feel itself; the sums are divided by the number of images
+    N alone, so that the loss is a mean over the batch and the balance of all terms is the paper's; proxies are
+    normalised wherever they are used; they start as random directions.
+    """
+
+    def __init__(self, num_classes: int, dim: int, config: PotentialFieldConfig) -> None:
+        super().__init__()
+        self.alpha, self.delta = config.alpha, config.delta
+        self.proxies = nn.Parameter(F.normalize(torch.randn(num_classes, config.proxies_per_class, dim), dim=-1))
+
+    def forward(self, embeddings_NE: Tensor, labels_N: Tensor) -> Tensor:
+        """Mean potential per image.
+
+        Args:
+            embeddings_NE: of length 1.
+            labels_N: class numbers.
+        """
+        num_classes, num_proxies, _ = self.proxies.shape
+        proxies_ME = F.normalize(self.proxies, dim=-1).flatten(0, 1).to(embeddings_NE.dtype)
+        charges_CE = torch.cat([embeddings_NE, proxies_ME])
+        classes = torch.arange(num_classes, device=labels_N.device).repeat_interleave(num_proxies)
+        classes_C = torch.cat([labels_N, classes])
+        distance_CC = _distances(charges_CE)
+        same_CC = classes_C[:, None] == classes_C[None, :]
+        potential_CC = torch.where(
+            same_CC,
+            attraction(distance_CC, self.alpha, self.delta),
+            repulsion(distance_CC, self.alpha, self.delta),
+        )
+        potential_CC = potential_CC.masked_fill(torch.eye(len(charges_CE), dtype=torch.bool, device=labels_N.device), 0)
+        return potential_CC.sum() / len(embeddings_NE)
+
+
+def _distances(unit_CE: Tensor) -> Tensor:
+    """Euclidean distances between vectors of length 1, with gradient 0 where they coincide."""
+    squared_CC = (2 - 2 * unit_CE @ unit_CE.T).clamp_min(0)
+    # The root has no derivative at 0; rounding leaves about 1e-7 there.
+    tiny = 4 * torch.finfo(unit_CE.dtype).eps
+    apart_CC = squared_CC > tiny
+    return torch.where(apart_CC, squared_CC.where(apart_CC, torch.ones_like(squared_CC)).sqrt(), 0.0)

@@ -1,0 +1,90 @@
+"""Parameter groups and learning-rate schedule; the schedule is a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from saga_ray.config import LossWeights, OptimConfig, RunConfig
+from saga_ray.encoder.encoder import Encoder
+
+
+def num_steps(config: RunConfig, num_images: int) -> int:
+    """Optimiser steps of a run: `optim.steps`, else the epochs at the micro-batches that a step takes at least."""
+    if config.encoder.trainable == "none":
+        return 0
+    if config.optim.steps is not None:
+        return config.optim.steps
+    micro_batches = 1 if config.grpo.refill else config.grpo.max_micro_batches
+    return math.ceil(config.optim.epochs * num_images / (config.data.batch_size * micro_batches))
+
+
+def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
+    """Factor of the update that leads from `step` to `step` + 1: linear up over the warm-up, then half a cosine to 0."""
+    warmup = math.ceil(warmup_share * steps)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def freeze_untrained(encoder: Encoder, config: RunConfig) -> None:
+    """Leave a gradient only to the parts that `encoder.trainable` names."""
+    encoder.tower.requires_grad_(config.encoder.trainable == "all")
+    encoder.pooler.requires_grad_(config.encoder.trainable != "none")
+
+
+def freeze_unreached(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossWeights, has_metric: bool) -> list[str]:
+    """Freeze what no loss of this run can reach (weight decay alone would move it), and name it.
+
+    Without GRPO, for instance, nothing reaches the DeepStack mergers: the pooler reads level 0 alone.
+    """
+    encoded = encoder(images_NHWC)
+    tokens_NLTD = encoded.tokens.tokens_NLTD
+    goals = []
+    if has_metric:
+        goals.append(encoded.embedding_NE.sum())
+    if weights.grpo > 0:
+        goals.append(tokens_NLTD.sum())
+    if weights.alignment > 0:
+        goals.append(encoder.pooler.log_weights(tokens_NLTD[:, 0].detach()).sum())
+    named = [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
+    # A goal may have no graph at all, as tokens of a frozen tower.
+    goals = [goal for goal in goals if goal.requires_grad]
+    parameters = [parameter for _, parameter in named]
+    gradients = torch.autograd.grad(goals, parameters, allow_unused=True) if goals else [None] * len(named)
+    unreached = [pair for pair, gradient in zip(named, gradients, strict=True) if gradient is None]
+    for _, parameter in unreached:
+        parameter.requires_grad_(False)
+    return [name for name, _ in unreached]
+
+
+def build_optimizer(encoder: Encoder, metric_loss: nn.Module | None, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with a group for tower, pooler and the metric loss's own parameters; biases, norms and proxies do not decay."""
+    groups = []
+    proxies = [] if metric_loss is None else list(metric_loss.parameters())
+    for name, parameters, rate, decay in (
+        ("tower", encoder.tower.parameters(), config.lr_tower, config.weight_decay),
+        ("pooler", encoder.pooler.parameters(), config.lr_pooler, config.weight_decay),
+        ("proxies", proxies, config.lr_proxies, 0.0),
+    ):
+        for decays, members in _by_decay(parameters):
+            group = {"params": members, "lr": rate, "initial_lr": rate, "weight_decay": decay if decays else 0.0}
+            groups.append(group | {"name": name})
+    assert groups, "nothing to train"
+    return torch.optim.AdamW(groups, betas=config.betas)
+
+
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Scale every group's own rate by `factor`; returns the rates by `optim/lr_<group>`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return {f"optim/lr_{group['name']}": group["lr"] for group in optimizer.param_groups}
+
+
+def _by_decay(parameters: Iterable[nn.Parameter]) -> list[tuple[bool, list[nn.Parameter]]]:
+    trainable = [parameter for parameter in parameters if parameter.requires_grad]
+    split = [(True, [p for p in trainable if p.ndim > 1]), (False, [p for p in trainable if p.ndim <= 1])]
+    return [(decays, members) for decays, members in split if members]

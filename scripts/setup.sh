@@ -10,8 +10,8 @@ fingerprint() { # of everything that decides what .venv must hold, and where it 
 python_is_new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 mkdir -p .venv
-# Two builds at once would install over each other; the second waits.
-if command -v flock >/dev/null; then exec 9>.venv/.lock && flock 9; fi
+# Two at once would install over each other: the second waits. (.venv/.lock is taken by uv itself.)
+if command -v flock >/dev/null; then exec 9>.venv/.setup-lock && flock 9; fi
 
 if [ -f .venv/.installed ] && [ "$(fingerprint 2>/dev/null)" = "$(cat .venv/.installed)" ]; then
     exit 0

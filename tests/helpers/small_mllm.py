@@ -142,7 +142,7 @@ def teach_the_form_(
 ) -> None:
     """Fit the head in closed form (ridge), so that a random model mostly writes answers in form; words stay its own choice."""
     generator = torch.Generator().manual_seed(seed)
-    answers = [tokenizer.encode(text, add_special_tokens=False) + [tokenizer.eos_token_id] for text in small_answers()]
+    answers = [[*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id] for text in small_answers()]
     longest = max(map(len, answers))
     before, between, after = (
         tokenizer.encode(text, add_special_tokens=False) for text in prompt["templates"]["structured"]

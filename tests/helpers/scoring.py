@@ -1,0 +1,41 @@
+"""Configs, requests and engines around a small random MLLM."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saga_ray.config import RunConfig
+from saga_ray.configure import resolve
+from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, VisualTokens
+
+
+def small_run_config(folder: str | Path, **overrides: Any) -> RunConfig:
+    """A run on the small MLLM; `grpo__top_p=0.9` sets `grpo.top_p`."""
+    values = {"mllm.path": str(folder), "grpo.group_size": 4, "grpo.max_new_tokens": 40}
+    values |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return resolve("demo", overrides=values)
+
+
+def small_request(
+    num_pairs: int = 6,
+    *,
+    seed: int = 0,
+    micro_batch: int = 3,
+    dtype: torch.dtype = torch.float64,
+    width: int = 64,
+    options: ScoreOptions | None = None,
+    **fields: Any,
+) -> ScoreRequest:
+    """Pairs of 8 images with random tokens (4 levels, 2 x 2); images are shared between pairs."""
+    generator = torch.Generator().manual_seed(100 + seed)
+    tokens = torch.randn(8, 4, 4, width, generator=generator, dtype=torch.float64).to(dtype)
+    pairs = tuple(ImagePair(i % 8, (3 * i + 1) % 8, i % 2 == 0, i) for i in range(num_pairs))
+    return ScoreRequest(seed, micro_batch, pairs, VisualTokens(tokens, (2, 2)), options or ScoreOptions(), **fields)
+
+
+def relative(a: torch.Tensor, b: torch.Tensor) -> float:
+    """|a - b| / |b|."""
+    return float((a.double() - b.double()).norm() / b.double().norm())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -61,7 +63,8 @@ def _stream(
     cpus_per_task: float,
     max_tasks: int,
     selector: Mapping[str, str] | None,
-) -> Iterator[Mapping[str, np.ndarray]]:
+) -> Generator[Mapping[str, np.ndarray]]:
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     options = context.execution_options
@@ -77,28 +80,34 @@ def _stream(
 
 
 def _decoded(
-    plans: Sequence[PairPlan], rows: Iterator[Mapping[str, np.ndarray]], watch: BrokenImages
+    plans: Sequence[PairPlan], rows: Generator[Mapping[str, np.ndarray]], watch: BrokenImages
 ) -> Iterator[MicroBatch]:
-    for plan in plans:
-        try:
-            row = next(rows)
-        except RayError as error:
-            cause = getattr(error, "cause", None) or error.__cause__
-            if isinstance(cause, ValueError):
-                raise ValueError(str(cause)) from None
-            raise
-        batch = MicroBatch(
-            index=int(row["index"][0]),
-            # Ray hands out read-only views of its store; training code may write into its batch.
-            images_NHWC=np.array(row["images"][0]),
-            labels_N=np.array(row["labels"][0]),
-            rows_N=np.array(row["rows"][0]),
-            pairs=plan.pairs,
-            broken=tuple(json.loads(str(row["broken"][0]))),
-        )
-        assert batch.index == plan.index, f"micro-batch {batch.index} came where {plan.index} was due"
-        watch.add(batch)
-        yield batch
+    # Closing lets Ray Data stop what it decodes ahead, when a run ends before its last possible micro-batch.
+    with contextlib.closing(rows):
+        for plan in plans:
+            row = _next(rows)
+            batch = MicroBatch(
+                index=int(row["index"][0]),
+                # Ray hands out read-only views of its store; training code may write into its batch.
+                images_NHWC=np.array(row["images"][0]),
+                labels_N=np.array(row["labels"][0]),
+                rows_N=np.array(row["rows"][0]),
+                pairs=plan.pairs,
+                broken=tuple(json.loads(str(row["broken"][0]))),
+            )
+            assert batch.index == plan.index, f"micro-batch {batch.index} came where {plan.index} was due"
+            watch.add(batch)
+            yield batch
+
+
+def _next(rows: Iterator[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+    try:
+        return next(rows)
+    except RayError as error:
+        cause = getattr(error, "cause", None) or error.__cause__
+        if isinstance(cause, ValueError):
+            raise ValueError(str(cause)) from None
+        raise
 
 
 def plan_table(plans: Sequence[PairPlan]) -> pa.Table:

@@ -35,6 +35,8 @@ from saga_ray.on_ray.resources import scorer_threads
 from saga_ray.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
+    import torch
+
     from saga_ray.scorer.engine import ScoringEngine
 
 logger = logging.getLogger(__name__)
@@ -60,7 +62,10 @@ _MAX_ENGINES = 8
 class ScorerReplica:
     """One process that holds the frozen MLLM; every scoring configuration that asks gets an engine on the same weights."""
 
-    def __init__(self, threads: int, warm: str | None = None) -> None:
+    def __init__(self, threads: int, folder: str | None = None, warm: str | None = None) -> None:
+        # Relative paths mean the same here as where the run was started, if this machine has that folder.
+        if folder is not None and os.path.isdir(folder):
+            os.chdir(folder)
         self._threads = threads
         self._models: dict[str, Any] = {}
         self._engines: OrderedDict[str, ScoringEngine] = OrderedDict()
@@ -80,7 +85,8 @@ class ScorerReplica:
 
         with self._lock:
             engine = self._engine(config_json)
-            return wire.result_to_arrays(engine.score(wire.request_from_arrays(request)))
+            result = engine.score(wire.request_from_arrays(request))
+            return wire.result_to_arrays(wire.rounded_result(result, engine.mllm.dtype))
 
     def process_id(self) -> int:
         """Process that answers, for tests and messages."""
@@ -102,7 +108,9 @@ class ScorerReplica:
         weights = config.mllm.model_dump_json()
         if weights not in self._models:
             self._models[weights] = load_mllm(config.mllm)
-        self._engines[key] = ScoringEngine(self._models[weights], load_prompt(config), config)
+        mllm = self._models[weights]
+        prompt = load_prompt(config.dataset, config.prompt.variant, mllm.folder)
+        self._engines[key] = ScoringEngine(mllm, prompt, config)
         while len(self._engines) > _MAX_ENGINES:
             self._engines.popitem(last=False)
         return self._engines[key]
@@ -126,10 +134,13 @@ class RemoteScorer:
         self._json = config.model_dump_json()
         self._num_parts = config.resources.num_scorers
         self._pool = ThreadPoolExecutor(self._num_parts, thread_name_prefix="scorer")
+        self._identity: Mapping[str, str] | None = None
 
     def describe(self) -> Mapping[str, str]:
-        """Identity of the engine that answers."""
-        return self._ask(lambda: self._handle.describe.remote(self._json))
+        """Identity of the engine that answered first; asking for it loads the weights."""
+        if self._identity is None:
+            self._identity = self._ask(lambda: self._handle.describe.remote(self._json))
+        return self._identity
 
     def score(self, request: ScoreRequest) -> ScoreResult:
         """Score the request's pairs on as many replicas as there are.
@@ -139,16 +150,16 @@ class RemoteScorer:
         """
         from saga_ray.scorer import wire
 
-        dtype = wire.wire_dtype(self._config)
+        dtype = wire.wire_dtype(self.describe()["dtype"])
+        tokens_NLTD = request.tokens.tokens_NLTD
+        rounded = wire.rounded_request(request, dtype)
 
-        def part(piece: ScoreRequest) -> ScoreResult:
-            arrays = wire.request_to_arrays(piece, dtype)
-            return wire.result_from_arrays(
-                self._ask(lambda: self._handle.score.remote(self._json, arrays)), request.tokens.tokens_NLTD
-            )
+        def score_part(part: ScoreRequest) -> ScoreResult:
+            arrays = wire.request_to_arrays(part)
+            return wire.result_from_arrays(self._ask(lambda: self._handle.score.remote(self._json, arrays)))
 
-        pieces = split_request(request, self._num_parts)
-        return join_results(list(self._pool.map(part, pieces)))
+        parts = list(self._pool.map(score_part, split_request(rounded, self._num_parts)))
+        return _on_device(wire.delivered_result(join_results(parts), tokens_NLTD.dtype), tokens_NLTD.device)
 
     def _ask(self, call: Callable[[], Any]) -> Any:
         settings = self._config.scorer
@@ -170,6 +181,15 @@ class RemoteScorer:
             f"scorer.max_retries: the scorer did not answer {settings.max_retries + 1} times (scorer.timeout_s="
             f"{settings.timeout_s:g}; last: {_short(cause)}); the run stopped at its last checkpoint, the same command goes on from there"
         )
+
+
+def _on_device(result: ScoreResult, device: torch.device) -> ScoreResult:
+    if device.type == "cpu":
+        return result
+    import torch
+
+    values = {name: getattr(result, name) for name in result.__dataclass_fields__}
+    return replace(result, **{name: v.to(device) for name, v in values.items() if isinstance(v, torch.Tensor)})
 
 
 def _short(error: BaseException | None) -> str:
@@ -260,7 +280,7 @@ def scorer_app(config: RunConfig, threads: int, *, num_replicas: int, selector: 
         ray_actor_options=options,
         health_check_timeout_s=120,
     )
-    return deployment.bind(threads, config.model_dump_json() if warm else None)
+    return deployment.bind(threads, None if warm else os.getcwd(), config.model_dump_json() if warm else None)
 
 
 def build_app(args: Mapping[str, Any] | None = None) -> Any:

@@ -187,7 +187,7 @@ def test_ray_service_builds_the_scorer_from_its_import_path() -> None:
     built = getattr(__import__(module, fromlist=[attribute]), attribute)(app.args)
     [named] = app.deployments
     assert built._bound_deployment.name == named.name
-    warm = RunConfig.model_validate_json(built._bound_deployment.init_args[1])
+    warm = RunConfig.model_validate_json(built._bound_deployment.init_args[2])
     assert (warm.dataset, warm.recipe) == (app.args["dataset"], app.args["recipe"])
 
 

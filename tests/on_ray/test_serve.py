@@ -1,0 +1,177 @@
+"""The scorer behind Ray Serve."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from saga_ray.config import RunConfig
+from saga_ray.configure import with_override
+from saga_ray.on_ray.serve import RemoteScorer, join_results, remote_scorer, scorer_service, split_request
+from saga_ray.scorer.local import LocalScorer, build_engine
+from saga_ray.types import ImagePair, ScoreRequest, ScoreResult, VisualTokens
+
+TENSORS = [name for name in ScoreResult.__dataclass_fields__ if name not in ("texts_PG", "counters")]
+NUM_PAIRS = 5
+
+
+def _request(dtype: torch.dtype = torch.float32, seed: int = 3) -> ScoreRequest:
+    generator = torch.Generator().manual_seed(7)
+    tokens_NLTD = torch.randn(6, 4, 4, 64, generator=generator, dtype=torch.float64).to(dtype)
+    pairs = [(0, 1, True), (2, 3, False), (1, 4, True), (5, 0, False), (3, 3, True)]
+    shown = tuple(ImagePair(a, b, same, number) for number, (a, b, same) in enumerate(pairs))
+    return ScoreRequest(seed, 2, shown, VisualTokens(tokens_NLTD, (2, 2)))
+
+
+def _assert_equal(one: ScoreResult, other: ScoreResult) -> None:
+    assert one.texts_PG == other.texts_PG
+    for name in TENSORS:
+        assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.fixture(scope="module")
+def local(small_config: RunConfig) -> LocalScorer:
+    return LocalScorer(build_engine(small_config))
+
+
+@pytest.fixture(scope="module")
+def app(ray_cluster: None, small_config: RunConfig) -> Iterator[str]:
+    from saga_ray.on_ray.cluster import connect
+
+    with connect([small_config]) as cluster, scorer_service([small_config], cluster) as name:
+        assert name is not None
+        yield name
+
+
+def test_parts_of_a_request_put_together_are_the_whole_answer(local: LocalScorer) -> None:
+    request = _request()
+    whole = local.score(request)
+    assert bool(whole.contributes_P.any()), "the case must not be empty"
+    for num_parts in (2, 3, 9):
+        parts = split_request(request, num_parts)
+        assert [pair.number for part in parts for pair in part.pairs] == list(range(NUM_PAIRS))
+        assert max(len(part.tokens) for part in parts) < len(request.tokens)
+        joined = join_results([local.score(part) for part in parts])
+        _assert_equal(whole, joined)
+        assert joined.counters["num_tokens"] == whole.counters["num_tokens"]
+        assert joined.counters["process"] == whole.counters["process"]
+
+
+def test_remote_equals_local_bit_for_bit_and_names_another_process(
+    app: str, local: LocalScorer, small_config: RunConfig
+) -> None:
+    torch.set_num_threads(1)
+    here = local.score(_request())
+    there = remote_scorer(app, small_config).score(_request())
+    _assert_equal(here, there)
+    assert here.counters["process"].endswith(f":{os.getpid()}")
+    assert not there.counters["process"].endswith(f":{os.getpid()}")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+def test_other_dtypes_cross_the_wire_as_they_are_rounded_locally(app: str, small_config: RunConfig, dtype: str) -> None:
+    config = with_override(small_config, "mllm.dtype", dtype)
+    here = LocalScorer(build_engine(config)).score(_request())
+    there = remote_scorer(app, config).score(_request())
+    _assert_equal(here, there)
+    assert there.token_grads_P2LTD.dtype == torch.float32
+
+
+def test_float64_in_a_replica_lifts_the_models_own_float32(app: str, small_config: RunConfig) -> None:
+    config = with_override(small_config, "mllm.dtype", "float64")
+    naive = LocalScorer(build_engine(config))
+    naive.engine.path = "naive"
+    request = _request(torch.float64)
+    exact, remote = naive.score(request), remote_scorer(app, config).score(request)
+    assert exact.texts_PG == remote.texts_PG
+    error = (exact.token_grads_P2LTD - remote.token_grads_P2LTD).norm() / exact.token_grads_P2LTD.norm()
+    assert error < 1e-10
+
+
+def test_one_service_answers_for_runs_that_score_differently(app: str, small_config: RunConfig) -> None:
+    for key, value in (("grpo.group_size", 3), ("grpo.temperature", 0.5), ("prompt.variant", "generic"), ("seed", 9)):
+        config = with_override(small_config, key, value)
+        here = LocalScorer(build_engine(config)).score(_request())
+        _assert_equal(here, remote_scorer(app, config).score(_request()))
+
+
+def test_the_scorer_stands_on_the_node_of_its_group(app: str) -> None:
+    import ray
+    from ray.util.state import list_actors
+
+    nodes = {node["NodeID"]: node["Labels"].get("saga-ray.io/group") for node in ray.nodes() if node["Alive"]}
+    replicas = [a for a in list_actors(filters=[("state", "=", "ALIVE")]) if "ScorerReplica" in a.class_name or a.class_name.endswith("Scorer")]  # fmt: skip
+    assert replicas and {nodes[replica.node_id] for replica in replicas} == {"scoring"}
+    assert nodes[ray.get_runtime_context().get_node_id()] == "training"
+
+
+def test_a_replica_killed_at_work_costs_time_and_changes_nothing(
+    app: str, local: LocalScorer, small_config: RunConfig
+) -> None:
+    remote = remote_scorer(app, small_config)
+    here = local.score(_request())
+    pid = int(remote.score(_request()).counters["process"].rsplit(":", 1)[1])
+    # The request is large enough to be at work when its process goes.
+    many = tuple(replace(pair, number=n) for n, pair in enumerate(_request().pairs * 8))
+    large = replace(_request(), pairs=many)
+    expected = local.score(large)
+    killer = threading.Timer(0.15, os.kill, (pid, signal.SIGKILL))
+    killer.start()
+    after = remote.score(large)
+    killer.join()
+    _assert_equal(expected, after)
+    assert int(after.counters["process"].rsplit(":", 1)[1]) != pid
+    _assert_equal(here, remote.score(_request()))
+
+
+def test_what_the_engine_refuses_comes_back_as_its_sentence(app: str, small_config: RunConfig) -> None:
+    config = with_override(small_config, "mllm.path", "/nowhere/at-all")
+    with pytest.raises(ValueError, match=r"mllm\.path: /nowhere/at-all"):
+        remote_scorer(app, config).score(_request())
+
+
+def test_a_scorer_that_never_answers_ends_in_a_sentence(small_config: RunConfig) -> None:
+    class Silence:
+        """A handle whose requests always time out."""
+
+        def __getattr__(self, name: str) -> Silence:
+            return self
+
+        def remote(self, *args: object) -> Silence:
+            return self
+
+        def result(self, timeout_s: float) -> None:
+            raise TimeoutError(f"nothing within {timeout_s} s")
+
+    config = with_override(with_override(small_config, "scorer.timeout_s", 0.5), "scorer.max_retries", 1)
+    with pytest.raises(ValueError, match=r"scorer\.max_retries: the scorer did not answer 2 times.*TimeoutError"):
+        RemoteScorer(Silence(), config).score(_request())
+
+
+def test_after_the_service_nothing_of_it_is_left(ray_cluster: None, small_config: RunConfig) -> None:
+    from ray import serve
+
+    from saga_ray.on_ray.cluster import connect
+
+    class Broken(Exception):
+        pass
+
+    before = set(serve.status().applications)
+    with pytest.raises(Broken), connect([small_config]) as cluster, scorer_service([small_config], cluster) as name:
+        assert name in serve.status().applications
+        raise Broken
+    assert set(serve.status().applications) == before
+
+
+def test_runs_that_never_ask_start_no_service(ray_cluster: None, small_config: RunConfig) -> None:
+    from saga_ray.on_ray.cluster import connect
+
+    baseline = with_override(with_override(small_config, "loss.weights.grpo", 0.0), "loss.weights.alignment", 0.0)
+    with connect([baseline]) as cluster, scorer_service([baseline], cluster) as name:
+        assert name is None

@@ -13,19 +13,20 @@ CLOSEST_SHARE = 0.25
 
 
 def attraction(distance: Tensor, alpha: float, delta: float) -> Tensor:
-    """psi_att(d) = -1 / d^alpha, constant (no force) once closer than delta."""
-    return -(distance.clamp_min(delta) ** -alpha)
+    """psi_att(d) = -(delta / d)^alpha, constant (no force) once closer than delta."""
+    return -((distance.clamp_min(delta) / delta) ** -alpha)
 
 
 def repulsion(distance: Tensor, alpha: float, delta: float) -> Tensor:
-    """psi_rep(d) = 1 / d^alpha while closer than delta, constant (no force) beyond it.
+    """psi_rep(d) = (delta / d)^alpha - 1 while closer than delta, 0 (no force) beyond it.
 
-    Ours: closer than c = delta / 4 it continues along its tangent, c^-alpha + alpha c^-(alpha + 1) (c - d), so that the
-    force stays finite where images of two classes coincide.
+    Ours: closer than c = delta / 4 it goes on along its tangent, so that the force stays finite where images of two
+    classes coincide.
     """
-    closest = CLOSEST_SHARE * delta
-    inverse = distance.clamp(closest, delta) ** -alpha
-    return inverse + alpha * closest ** -(alpha + 1) * (closest - distance).clamp_min(0)
+    closest = CLOSEST_SHARE
+    near = distance / delta
+    slope = alpha * closest ** -(alpha + 1)
+    return near.clamp(closest, 1.0) ** -alpha - 1 + slope * (closest - near).clamp_min(0)
 
 
 class PotentialField(nn.Module):
@@ -36,8 +37,9 @@ class PotentialField(nn.Module):
     classes. Distances are Euclidean between vectors of length 1; gradients reach both ends of every distance.
 
     Where the paper's summaries are silent: a charge does not feel itself; the sums are divided by the number of images
-    N alone, so that the loss is a mean over the batch and the balance of all terms is the paper's; proxies are
-    normalised wherever they are used; they start as random directions.
+    N alone, so that the loss is a mean over the batch and the balance of all terms is the paper's; distances are
+    measured in units of delta and the repulsion is shifted to end at 0, a constant factor and a constant, which leave
+    the forces' balance as it is; proxies are normalised wherever they are used; they start as random directions.
     """
 
     def __init__(self, num_classes: int, dim: int, config: PotentialFieldConfig) -> None:

@@ -39,9 +39,10 @@ def write_gallery(
     runs: Sequence[GalleryRun],
     *,
     details: str = "",
-    max_queries: int = 200,
+    max_queries: int = 120,
     num_neighbours: int = 8,
-    tile_px: int = 96,
+    tile_px: int = 104,
+    thumbnail_px: int = 128,
 ) -> str:
     """Write `index.html` and its thumbnails.
 
@@ -52,7 +53,8 @@ def write_gallery(
     Args:
         images: The split that was queried; gives pictures and class names.
         runs: One run, or two to compare (for instance the best baseline, then SAGA).
-        tile_px: Side of a picture on the page; files have twice that for dense screens.
+        tile_px: Side of a picture on the page.
+        thumbnail_px: Side of the picture's file.
 
     Returns:
         Where the page lies.
@@ -81,7 +83,7 @@ def write_gallery(
         pictured |= {image_id, *(near["image_id"] for answer in answers for near in answer["neighbours"])}
         queries.append(_picture(image_id, images, row_of) | {"outcome": outcome_of[image_id], "answers": answers})
     for image_ids in _batches(sorted(pictured)):
-        pixels_NHWC = images.source.load([row_of[image_id] for image_id in image_ids], 2 * tile_px)
+        pixels_NHWC = images.source.load([row_of[image_id] for image_id in image_ids], thumbnail_px)
         for image_id, pixels_HWC in zip(image_ids, pixels_NHWC, strict=True):
             storage.write(thumbnail_path(image_id), to_jpeg(pixels_HWC))
 

@@ -95,16 +95,19 @@ PANELS = (
     _Panel("GRPO loss", ("loss/grpo",)),
     _Panel("Alignment loss", ("loss/alignment",)),
     _Panel("Mean reward", ("reward/mean",), limits=(0, 1)),
-    _Panel("Pairs whose answers all agree (share)", ("grpo/zero_advantage_share",), limits=(0, 1)),
-    _Panel("Malformed answers (share)", ("grpo/malformed_share",), limits=(0, 1)),
+    _Panel("Share of pairs whose answers agree", ("grpo/zero_advantage_share",), limits=(0, 1)),
+    _Panel("Share of malformed answers", ("grpo/malformed_share",), limits=(0, 1)),
     _Panel("Gradient norm at the tokens", ("gradient/metric", "gradient/grpo"), ("metric", "GRPO"), is_log=True),
-    _Panel("Cosine of GRPO and metric gradient", ("gradient/cosine",), limits=(-1, 1)),
+    _Panel("Cosine, GRPO and metric gradient", ("gradient/cosine",), limits=(-1, 1)),
 )
 """What the curves show; a panel without data in any run is left out."""
 
 
 def training_curves(runs: Sequence[CurveRun]) -> Figure:
     """Panels over steps, one colour per run: every step's value faintly, its running mean over it."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     with _styled():
         panels = [panel for panel in PANELS if any(_points(run, key)[0].size for run in runs for key in panel.keys)]
         num_columns = max(1, min(4, len(panels)))
@@ -124,14 +127,15 @@ def training_curves(runs: Sequence[CurveRun]) -> Figure:
                 axes.set_ylim(panel.limits[0] - margin, panel.limits[1] + margin)
             if panel.is_log:
                 axes.set_yscale("log")
+                axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axes.yaxis.set_major_formatter("{x:g}")  # the default writes powers in mathematical markup
+                axes.yaxis.set_minor_formatter(NullFormatter())
             if panel.names:
                 for name, dash in zip(panel.names, DASHES, strict=False):
                     axes.plot([], [], dash, color=MUTED, label=name)
                 axes.legend(frameon=False, fontsize=8, labelcolor=MUTED, loc="best")
             if place >= len(panels) - num_columns:
                 axes.set_xlabel("step")
-        from matplotlib.lines import Line2D
-
         handles = [Line2D([], [], color=COLORS[number % len(COLORS)], lw=2) for number in range(len(runs))]
         labels = [_shortened(run.label, 48) for run in runs]
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(runs)), frameon=False)
@@ -196,7 +200,7 @@ def recall_bars(rows: Sequence[BoardRow], score: str = "recall@1") -> Figure:
 def attention_overlay(
     image_HWC: np.ndarray, map_T: np.ndarray, grid_hw: tuple[int, int], size: int = 256
 ) -> np.ndarray:
-    """A picture under the attention that it got: dark where there was little, clear and outlined in warm light where much.
+    """A picture as if lit by the attention that it got: dim and grey where little, warm and clear where much.
 
     Args:
         image_HWC: uint8.
@@ -216,10 +220,10 @@ def attention_overlay(
     heat = Image.fromarray(share.astype(np.float32)).resize((size, size), Image.Resampling.BICUBIC)
     heat_HW1 = np.clip(np.asarray(heat), 0, 1)[:, :, None]
     picture = np.asarray(Image.fromarray(image_HWC).resize((size, size), Image.Resampling.BICUBIC), np.float64)
-    warm = 255 * colormaps["inferno"](heat_HW1[:, :, 0])[:, :, :3]
-    grey = picture.mean(axis=2, keepdims=True)
-    base = 0.35 * picture + 0.65 * grey
-    blended = base + (0.62 - 0.12 * heat_HW1) * (warm - base)
+    dim = 0.30 * picture.mean(axis=2, keepdims=True) + np.array([14.0, 16.0, 34.0])
+    warm = 255 * colormaps["inferno"](0.25 + 0.6 * heat_HW1[:, :, 0])[:, :, :3]
+    lit = 0.72 * picture + 0.38 * warm
+    blended = dim + heat_HW1 * (lit - dim)
     return np.rint(np.clip(blended, 0, 255)).astype(np.uint8)
 
 
@@ -234,8 +238,8 @@ def attention_figure(
     import textwrap
 
     with _styled():
-        text = "\n".join(textwrap.wrap(visible(answer), 110)[:8])
-        figure = _figure(10.4, 3.1 + 0.19 * (text.count("\n") + 1))
+        text = "\n".join(textwrap.wrap(visible(answer).replace(",", ", "), 125)[:8])
+        figure = _figure(10.4, 2.85 + 0.16 * (text.count("\n") + 1))
         for place, (image_HWC, map_T, title) in enumerate(zip(images, maps, titles, strict=True)):
             overlay = attention_overlay(image_HWC, np.asarray(map_T), grid_hw)
             for column, (pixels, heading) in enumerate(((image_HWC, title), (overlay, "where it looked"))):

@@ -49,37 +49,40 @@ def columns(rows: Sequence[BoardRow]) -> list[Column]:
         *scores[1:],
         Column("vs best baseline", _difference),
         Column("seeds", lambda row: str(len(row.seeds))),
-        Column("backbone", lambda row: visible(row.backbone), is_number=False),
-        Column(
-            "pre-training", lambda row: visible(row.pretraining) + (", frozen" if row.frozen else ""), is_number=False
-        ),
-        Column("dim", lambda row: str(row.dim)),
+        *[column for column in _BACKGROUND if len({column.text(row) for row in rows}) > 1],
     ]
 
 
-def caption(row: BoardRow) -> str:
-    """What a table was measured on."""
-    return visible(
-        f"{row.dataset}, {row.split} classes: {row.num_classes} classes, {row.num_queries} queries"
-        + (", INCOMPLETE data set" if row.partial else "")
-        + f", protocol {row.protocol}, data {row.fingerprint}"
+_BACKGROUND = (
+    Column("backbone", lambda row: visible(row.backbone), is_number=False),
+    Column("pre-training", lambda row: visible(row.pretraining), is_number=False),
+    Column("trained", lambda row: "no" if row.frozen else "yes", is_number=False),
+    Column("dim", lambda row: str(row.dim)),
+)
+"""Columns of a table whose rows differ in them; otherwise its caption says it once."""
+
+
+def caption(rows: Sequence[BoardRow]) -> str:
+    """What a table was measured on, and what its rows have in common."""
+    row = rows[0]
+    shared = [
+        f"{column.title} {column.text(row)}"
+        for column in _BACKGROUND
+        if column.title != "trained" and len({column.text(other) for other in rows}) == 1
+    ]
+    return ", ".join(
+        [
+            f"{visible(row.dataset)}, {visible(row.split)} split: {row.num_classes} classes, {row.num_queries} queries",
+            *(["INCOMPLETE data set"] if row.partial else []),
+            *shared,
+            f"protocol {visible(row.protocol)}",
+            f"data {visible(row.fingerprint)}",
+        ]
     )
 
 
-_DISPENSABLE = (
-    "pre-training",
-    "backbone",
-    "dim",
-    "R@4",
-    "R@2",
-    "NMI",
-    "R@8",
-    "seeds",
-    "MAP@R",
-    "95 % interval",
-    "vs best baseline",
-)
-"""Columns that a narrow terminal does without, in this order."""
+_BY_WORTH = ("vs best baseline", "95 % interval", "MAP@R", "R@8", "seeds", "NMI", "R@2", "R@4", "dim", "backbone", "pre-training", "trained")  # fmt: skip
+"""Columns beside rank, method and R@1; a narrow terminal shows those that fit, in this order of worth."""
 
 
 def render_table(
@@ -103,12 +106,9 @@ def render_table(
     sink = io.StringIO()
     console = Console(file=sink, width=width or 10_000, force_terminal=color, no_color=not color, legacy_windows=False)
     for number, members in enumerate(tables(rows)):
-        shown = columns(members)
-        for title in _DISPENSABLE:
-            if width is None or _natural_width(shown, members) <= width:
-                break
-            shown = [column for column in shown if column.title != title]
-        table = Table(box=frame, show_edge=False, pad_edge=False)
+        shown = _that_fit(members, width)
+        is_simple = frame is box.SIMPLE_HEAD
+        table = Table(box=frame, show_edge=False, pad_edge=False, collapse_padding=is_simple)
         for column in shown:
             table.add_column(
                 Text(column.title, style="bold" if color else ""),
@@ -119,19 +119,29 @@ def render_table(
         for row in members:
             style = "bold" if color and row.rank == 1 else ""
             table.add_row(*(Text(column.text(row), style=style) for column in shown))
-        console.print(Text(("\n" if number else "") + caption(members[0])), soft_wrap=True)
+        console.print(Text(("\n" if number else "") + caption(members)), soft_wrap=True)
         console.print(table)
     if len(tables(rows)) > 1:
         console.print(Text("\nRows of different tables were measured on different data and are not comparable."))
     return "\n".join(line.rstrip() for line in sink.getvalue().splitlines()) + "\n"
 
 
+def _that_fit(rows: Sequence[BoardRow], width: int | None) -> list[Column]:
+    every = columns(rows)
+    if width is None:
+        return every
+    by_title = {column.title: column for column in every}
+    kept = [by_title.pop(column.title) for column in every[:3]]
+    for title in sorted(by_title, key=lambda title: _BY_WORTH.index(title) if title in _BY_WORTH else len(_BY_WORTH)):
+        if _natural_width([*kept, by_title[title]], rows) <= width:
+            kept.append(by_title[title])
+    return [column for column in every if column in kept]
+
+
 def _natural_width(shown: list[Column], rows: Sequence[BoardRow]) -> int:
-    # Names may wrap below 24 columns of their own, numbers never.
     widths = [max(len(column.title), *(len(column.text(row)) for row in rows)) for column in shown]
-    return sum(
-        wide if column.is_number else min(wide, 24) for column, wide in zip(shown, widths, strict=True)
-    ) + 3 * len(shown)
+    # Names may wrap, below 24 columns of their own; numbers never.
+    return sum((wide if column.is_number else min(wide, 24)) + 2 for column, wide in zip(shown, widths, strict=True))
 
 
 def render_json(rows: Sequence[BoardRow]) -> str:
@@ -176,7 +186,7 @@ def render_markdown(rows: Sequence[BoardRow]) -> str:
     parts = []
     for members in tables(rows):
         shown = columns(members)
-        lines = [f"**{_markdown(caption(members[0]))}**", ""]
+        lines = [f"**{_markdown(caption(members))}**", ""]
         lines.append("| " + " | ".join(_markdown(column.title) for column in shown) + " |")
         lines.append("|" + "|".join("---:" if column.is_number else "---" for column in shown) + "|")
         lines += ["| " + " | ".join(_markdown(column.text(row)) for column in shown) + " |" for row in members]
@@ -201,7 +211,7 @@ def html_boards(rows: Sequence[BoardRow]) -> list[dict[str, object]]:
         shown = columns(members)
         boards.append(
             {
-                "caption": caption(members[0]),
+                "caption": caption(members),
                 "heads": [(column.title, column.is_number) for column in shown],
                 "lines": [[(column.text(row), column.is_number) for column in shown] for row in members],
             }

@@ -75,5 +75,5 @@ def _distances(unit_CE: Tensor) -> Tensor:
     squared_CC = (2 - 2 * unit_CE @ unit_CE.T).clamp_min(0)
     # The root has no derivative at 0; rounding leaves about 1e-7 there.
     tiny = 4 * torch.finfo(unit_CE.dtype).eps
-    apart_CC = squared_CC > tiny
+    apart_CC = ~(squared_CC <= tiny)  # written so that NaN stays NaN
     return torch.where(apart_CC, squared_CC.where(apart_CC, torch.ones_like(squared_CC)).sqrt(), 0.0)

@@ -56,8 +56,11 @@ class PairPlanner:
         self._unit_CE = None
         if class_centroids is not None:
             assert class_centroids.shape[0] == self.num_classes and np.isfinite(class_centroids).all()
-            norms_C1 = np.linalg.norm(class_centroids, axis=1, keepdims=True)
-            self._unit_CE = class_centroids / np.maximum(norms_C1, 1e-12)
+            centroids_CE = class_centroids.astype(np.float64)
+            norms_C1 = np.linalg.norm(centroids_CE, axis=1, keepdims=True)
+            # Whole numbers whose inner products stay below 2^41: exact in float64 in any order of summation, so that
+            # machines with other vector units draw the same plan.
+            self._unit_CE = np.rint(centroids_CE / np.maximum(norms_C1, 1e-12) * 2.0**20)
         circle_C = self._rng(_CIRCLE).permutation(self.num_classes)
         self._place_on_circle_C = np.argsort(circle_C)
         self._round: tuple[int, np.ndarray] | None = None
@@ -113,8 +116,8 @@ class PairPlanner:
         unused = order
         # Hard shards choose first, while all neighbours are still to be had.
         for shard in np.flatnonzero(is_hard):
-            similarity = self._unit_CE[unused[1:]] @ self._unit_CE[unused[0]]
-            nearest = 1 + np.argsort(-similarity, kind="stable")[: width - 1]
+            similarity_C = self._unit_CE @ self._unit_CE[unused[0]]
+            nearest = 1 + np.argsort(-similarity_C[unused[1:]], kind="stable")[: width - 1]
             chosen = np.concatenate(([0], nearest))
             shards_SC[shard] = unused[chosen]
             unused = np.delete(unused, chosen)
@@ -179,13 +182,6 @@ class PairPlanner:
             number = i * data.num_shards + shard
             pairs.append(ImagePair(offset + first, offset + second, is_same, number))
         return pairs
-
-
-def class_means(embeddings_NE: np.ndarray, labels_N: np.ndarray) -> np.ndarray:
-    """Mean embedding of every class, the mining snapshot of `PairPlanner`: (C, E) float64."""
-    sums_CE = np.zeros((int(labels_N.max()) + 1, embeddings_NE.shape[1]))
-    np.add.at(sums_CE, labels_N, embeddings_NE)
-    return sums_CE / np.bincount(labels_N)[:, None]
 
 
 def _same_class_pairs(rows_CK: np.ndarray, rng: np.random.Generator):

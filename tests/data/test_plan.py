@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_ray.config import DataConfig
-from saga_ray.data.plan import PairPlanner, class_means
+from saga_ray.data.plan import PairPlanner
 
 
 @st.composite
@@ -188,10 +188,3 @@ def test_too_few_classes_names_key_number_and_what_to_set():
 def test_a_class_with_one_image_is_refused():
     with pytest.raises(ValueError, match="training class number 3 has 1 image"):
         PairPlanner(np.array([0, 0, 1, 1, 2, 2, 3, 4, 4]), DataConfig(classes_per_batch=4, num_shards=2), seed=0)
-
-
-def test_class_means_equal_a_loop():
-    rng = np.random.default_rng(0)
-    embeddings_NE, labels_N = rng.normal(size=(30, 3)), rng.permutation(np.repeat(np.arange(5), 6))
-    expected = [embeddings_NE[labels_N == label].mean(axis=0) for label in range(5)]
-    np.testing.assert_allclose(class_means(embeddings_NE, labels_N), expected, rtol=1e-12)

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from saga_ray.config import DataConfig
+from saga_ray.data.folder import folder_dataset
 from saga_ray.data.images import BrokenImageError, augment, augmentation_keys
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import BrokenImages, decode_plan, micro_batches
 from saga_ray.types import ImageTable
+from tests.data.trees import class_folders, small_config
 
 DATA = DataConfig(
     image_size=16,
@@ -184,3 +186,20 @@ def test_nothing_is_read_before_the_first_batch_is_asked_for():
 def test_an_empty_range_is_an_empty_stream():
     table = a_table(NumberSource())
     assert list(micro_batches(table, PairPlanner(table.labels_N, DATA, seed=0), DATA, 0, 7, 7)) == []
+
+
+def test_broken_files_are_replaced_in_training_and_stop_an_evaluation(tmp_path):
+    class_folders(tmp_path, {name: 6 for name in "abcdefgh"})
+    truncated, page = tmp_path / "a" / "1.jpg", tmp_path / "b" / "2.jpg"
+    truncated.write_bytes(truncated.read_bytes()[:200])
+    page.write_text("<!DOCTYPE html><html>Virus scan warning</html>")
+    (tmp_path / "h" / "0.jpg").write_bytes(b"")
+    data = small_config(tmp_path, max_broken_share=0.2)
+    dataset = folder_dataset(data)
+    planner = PairPlanner(dataset.train.labels_N, data, seed=0)
+    batches = list(micro_batches(dataset.train, planner, data, 0, 0, 12))
+    assert {path for batch in batches for path in batch.broken} == {str(truncated), str(page)}
+    broken_rows = {dataset.train.image_ids.index(name) for name in ("a/1.jpg", "b/2.jpg")}
+    assert not broken_rows & {int(row) for batch in batches for row in batch.rows_N}
+    with pytest.raises(BrokenImageError, match=r"h/0\.jpg: cannot be read as an image"):
+        dataset.test.source.load(range(len(dataset.test)), 16)

@@ -103,16 +103,18 @@ def cars_tree(root: Path, layout: str, names: list[str], num_images: int = 4) ->
             path = f"car_ims/{place:06d}.jpg"
             picture(root / path, place)
             rows.append({"relative_im_path": path, **box, "class": number, "test": i % 2})
-        savemat(root / "cars_annos.mat", {"annotations": _struct(rows), "class_names": _cell(names)})
+        savemat(
+            root / "cars_annos.mat", {"annotations": _struct(rows), "class_names": _cell(names)}, do_compression=True
+        )
     elif layout == "devkit":
         (root / "devkit").mkdir()
-        savemat(root / "devkit" / "cars_meta.mat", {"class_names": _cell(names)})
+        savemat(root / "devkit" / "cars_meta.mat", {"class_names": _cell(names)}, do_compression=True)
         for part, file in ((0, "devkit/cars_train_annos.mat"), (1, "cars_test_annos_withlabels.mat")):
             folder, rows = ("cars_train", "cars_test")[part], []
             for place, (number, _) in enumerate([image for image in images if image[1] % 2 == part], 1):
                 picture(root / folder / f"{place:05d}.jpg", 1000 * part + place)
                 rows.append({**box, "class": number, "fname": f"{place:05d}.jpg"})
-            savemat(root / file, {"annotations": _struct(rows)})
+            savemat(root / file, {"annotations": _struct(rows)}, do_compression=True)
     else:
         (root / "names.csv").write_text("".join(f'"{name}"\n' if "," in name else f"{name}\n" for name in names))
         for place, (number, i) in enumerate(images, 1):

@@ -1,0 +1,132 @@
+"""Make the demo MLLM from nothing: `python -m saga_ray.mllm.demo.make`.
+
+Three stages, each resumed where it ended: the tower learns from captions and names; the language model practises comparing
+words; then both learn to describe and compare pictures. All pictures are fresh and clean, of birds of the MLLM's half.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saga_ray.mllm.demo import talking, tower
+from saga_ray.mllm.demo.folder import WEIGHTS, save_folder
+from saga_ray.mllm.demo.training import StagePlan, load_learner, read_about, run_stage
+
+PLANS = {
+    "tower": StagePlan("tower", num_steps=1300, lr=1.5e-3),
+    "practice": StagePlan("practice", num_steps=800, lr=2e-3),
+    "pairs": StagePlan("pairs", num_steps=1200, lr=1e-3),
+}
+BATCH = {"tower": 128, "practice": 64, "pairs": 48}
+"""Pictures, then pairs, of a step."""
+
+
+def stage_parts(stage: str, learner: talking.Learner, batch: int, fast: bool):
+    """What a stage trains (with factors on its learning rate) and its loss; `fast` takes products in bfloat16."""
+    model = learner.model
+
+    def tower_loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
+        attributes = tower.neighbour_vectors(rng, batch)
+        images = tower.training_pictures(rng, attributes)
+        with tower.half_precision(fast):
+            levels = tower.tower_levels(model.model.visual, images, deepstack=False)
+        contrast, naming, numbers = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(attributes))
+        return contrast + naming, {"contrast": contrast.item(), "naming": naming.item(), **numbers}
+
+    visual, language = model.model.visual, model.model.language_model
+    deepstack = list(visual.deepstack_merger_list.parameters())
+    rest = [p for name, p in visual.named_parameters() if not name.startswith("deepstack_merger_list")]
+    teacher = list(learner.teacher.parameters())
+    if stage == "tower":
+        return [(rest + teacher, 1.0)], tower_loss
+    if stage == "practice":
+        parameters = [*language.parameters(), *learner.probe.parameters()]
+        return [(parameters, 1.0)], lambda rng, step: talking.practice_loss(learner, rng, batch, fast=fast)
+    groups = [([*language.parameters(), *deepstack], 1.0), (rest + teacher, 0.5)]
+    return groups, lambda rng, step: talking.pairs_loss(learner, rng, batch, fast=fast)
+
+
+def make(
+    out: Path, seed: int, stages: list[str], scale: float, batch_scale: float = 1.0, fast: bool = False
+) -> talking.Learner:
+    """Run stages in `out`; what is finished is only loaded.
+
+    Args:
+        out: folder of the stages' checkpoints.
+        seed: of first weights and of all pictures.
+        stages: which of `PLANS`, in order.
+        scale: factor on the number of steps.
+        batch_scale: factor on the batches; small ones are for tests.
+        fast: products in bfloat16.
+    """
+    learner = talking.Learner(seed)
+    for stage in stages:
+        plan = replace(PLANS[stage], num_steps=max(1, round(PLANS[stage].num_steps * scale)))
+        if stage == "pairs":
+            begin_pairs(learner, out)
+        batch = max(8, round(BATCH[stage] * batch_scale) // 4 * 4)
+        groups, loss = stage_parts(stage, learner, batch, fast)
+        run_stage(plan, learner, groups, loss, out, seed)
+    return learner
+
+
+def begin_pairs(learner: talking.Learner, out: Path) -> None:
+    """Bring together the tower of the first stage and the language model of the second."""
+    for stage, prefixes in (
+        ("tower", ("model.model.visual", "teacher")),
+        ("practice", ("model.model.language", "probe")),
+    ):
+        weights = out / f"{stage}.safetensors"
+        if not weights.exists():
+            raise ValueError(f"{weights}: missing; the stage `{stage}` comes before `pairs`")
+        about = read_about(weights)
+        if about["step"] < about["num_steps"]:
+            raise ValueError(
+                f"{weights}: stage `{stage}` is at step {about['step']} of {about['num_steps']}; let it end first"
+            )
+        for prefix in prefixes:
+            load_learner(learner, load_file(weights), prefix)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--work", type=click.Path(path_type=Path), default=Path("runs/demo-mllm"), help="Checkpoints of the stages."
+)
+@click.option("--out", type=click.Path(path_type=Path), default=WEIGHTS, help="Folder of the finished model.")
+@click.option("--seed", type=int, default=0)
+@click.option(
+    "--stage", "stages", type=click.Choice(list(PLANS)), multiple=True, help="Only these stages; default: all."
+)
+@click.option("--scale", type=float, default=1.0, help="Factor on the number of steps.")
+@click.option("--batch-scale", type=float, default=1.0, help="Factor on the batches.")
+@click.option("--threads", type=int, default=2)
+@click.option(
+    "--fast/--exact", default=None, help="Products in bfloat16; default: if the processor has units for them."
+)
+def main(
+    work: Path,
+    out: Path,
+    seed: int,
+    stages: tuple[str, ...],
+    scale: float,
+    batch_scale: float,
+    threads: int,
+    fast: bool | None,
+) -> None:
+    """Make the demo MLLM; typed again it goes on where it ended."""
+    torch.set_num_threads(threads)
+    chosen = list(stages) or list(PLANS)
+    fast = torch.cpu._is_amx_tile_supported() if fast is None else fast
+    learner = make(work, seed, chosen, scale, batch_scale, fast)
+    if "pairs" in chosen:
+        save_folder(learner.model, out)
+        click.echo(f"{out}: written; `python -m saga_ray.mllm.demo.check` measures it", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,10 +18,11 @@ demo: setup ## The whole way once: three methods on the demo world, table, galle
 	@$(SAGA) study demo --runs runs/demo
 
 demo-sweep: setup ## A search for loss weights with Ray Tune and Optuna on the demo world
-	@$(SAGA) sweep sweeps/weights.yaml --dataset demo --runs runs/demo-sweep
+	@$(SAGA) sweep sweeps/demo.yaml --runs runs/demo-sweep
 
 demo-folder: setup ## Own pictures: flags as drawn by several icon projects, in folders by country
-	@$(SAGA) study folder --runs runs/demo-folder
+	@.venv/bin/python -m saga_ray.data.flags runs/flags
+	@$(SAGA) study folder --data-root runs/flags --runs runs/demo-folder
 
 test: setup ## Run the tests, without the slow ones (at most 15 minutes)
 	@$(TEST_ENV) .venv/bin/python -m pytest -m "not slow"

@@ -1,0 +1,91 @@
+"""Options that several verbs share, and what they mean for a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from saga_ray.config import RunConfig
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+DATASET_HELP = "demo, folder, cub, cars, aircraft or inat-aves"
+
+RUNS = click.option(
+    "--runs",
+    default="runs",
+    show_default=True,
+    metavar="DIR",
+    help="Folder of all runs and results, or a URI such as s3://bucket/runs.",
+)
+SET = click.option(
+    "--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Change one value; may be repeated."
+)
+DATA_ROOT = click.option("--data-root", metavar="DIR", help="Folder of the images (not needed for demo).")
+RECIPE = click.option("--recipe", metavar="{paper,demo}", help="Base values; demo for demo and folder, else paper.")
+METHOD = click.option("--method", metavar="NAME", help="Preset on top of the recipe. [default: saga]")
+CONFIG_FILE = click.option("--config", "config_file", metavar="FILE", help="YAML file with values to change.")
+
+
+def config_options(function: Function) -> Function:
+    """The options that decide a configuration."""
+    for option in (SET, CONFIG_FILE, DATA_ROOT, RECIPE, METHOD):
+        function = option(function)
+    return function
+
+
+def split_words(words: Iterable[str], what: str) -> tuple[str, list[str]]:
+    """The one argument of a verb, and the key=value words that follow `--set a=1 b=2`."""
+    words = list(words)
+    names = [word for word in words if "=" not in word]
+    if len(names) != 1:
+        found = f"got {', '.join(names)}" if names else "it is missing"
+        raise click.UsageError(f"Expected one {what}, but {found}.", click.get_current_context(silent=True))
+    return names[0], [word for word in words if "=" in word]
+
+
+def configuration(
+    dataset: str,
+    *,
+    method: str | None = None,
+    recipe: str | None = None,
+    config_file: str | None = None,
+    assignments: Iterable[str] = (),
+    shortcuts: Mapping[str, Any] | None = None,
+) -> RunConfig:
+    """Combine everything that was typed.
+
+    Args:
+        shortcuts: Options of their own, such as `--seed 1`, as dotted keys; None values were not given.
+
+    Raises:
+        ConfigError: every mistake at once.
+    """
+    from saga_ray.configure import ConfigError, load_yaml, parse_assignments, resolve
+
+    overrides = parse_assignments(assignments)
+    problems = []
+    for key, value in (shortcuts or {}).items():
+        if value is None:
+            continue
+        if key in overrides and overrides[key] != value:
+            problems.append(f"--set {key}={overrides[key]}: another option says {value}; give only one of the two")
+        overrides[key] = value
+    values = load_yaml(config_file) if config_file else None
+    try:
+        config = resolve(
+            dataset,
+            method=method,
+            recipe=recipe,
+            file_values=values,
+            overrides=overrides,
+            source=config_file or "config",
+        )
+    except ConfigError as error:
+        problems += str(error).splitlines()
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config

@@ -1,0 +1,165 @@
+"""What is printed while a run goes on: a bar on a terminal, a line every few seconds elsewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+EVERY_S = 5.0
+"""Seconds between two lines where there is no terminal."""
+
+
+def say(text: str = "") -> None:
+    """A line for people, on standard error, never wrapped."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """A line of the result, on standard output."""
+    print(text, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """The result as JSON, alone on standard output."""
+    result(json.dumps(value, indent=2, allow_nan=False, default=str))
+
+
+def shell_quoted(*words: str) -> str:
+    """Words as they can be typed again."""
+    import shlex
+
+    return " ".join(shlex.quote(word) for word in words)
+
+
+class Lines:
+    """Progress as plain lines: for jobs, files and CI."""
+
+    def __init__(self, stream: TextIO, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
+        self._stream, self._every_s, self._clock = stream, every_s, clock
+        self._began = clock()
+        self._last = -every_s
+        self._pace = Pace(clock)
+
+    def __enter__(self) -> Lines:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, place: TracebackType | None) -> None:
+        return None
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+        print(f"[{self._clock() - self._began:5.0f} s] {text} ...", file=self._stream, flush=True)
+        self._pace = Pace(self._clock)
+
+    def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:
+        """A step is done."""
+        left_s = self._pace.seconds_left(step, num_steps)
+        now = self._clock()
+        if now - self._last < self._every_s and step < num_steps:
+            return
+        self._last = now
+        left = "" if left_s is None else f", about {left_s:.0f} s left"
+        print(
+            f"[{now - self._began:5.0f} s] step {step}/{num_steps}: {summary(metrics)}{left}",
+            file=self._stream,
+            flush=True,
+        )
+
+
+class Bar:
+    """Progress as a moving bar, for terminals."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[steps]}", markup=False),
+            TextColumn("{task.fields[summary]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[left]}", markup=False),
+            console=Console(file=stream),
+        )
+        self._task: Any = None
+        self._pace = Pace()
+
+    def __enter__(self) -> Bar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, place: TracebackType | None) -> None:
+        self._finish_stage()
+        self._progress.stop()
+
+    def stage(self, text: str) -> None:
+        """A new stage begins."""
+        self._finish_stage()
+        self._pace = Pace()
+        self._task = self._progress.add_task(text, total=None, steps="", summary="", left="")
+
+    def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:
+        """A step is done."""
+        if self._task is None:
+            self.stage("training")
+        left_s = self._pace.seconds_left(step, num_steps)
+        left = "" if left_s is None else f"{left_s:.0f} s left"
+        self._progress.update(
+            self._task,
+            total=num_steps,
+            completed=step,
+            steps=f"{step}/{num_steps}",
+            summary=summary(metrics),
+            left=left,
+        )
+
+    def _finish_stage(self) -> None:
+        if self._task is None:
+            return
+        task = self._progress.tasks[self._progress.task_ids.index(self._task)]
+        total = task.total or 1
+        self._progress.update(self._task, total=total, completed=total if task.total is None else task.completed)
+        self._progress.stop_task(self._task)
+        self._task = None
+
+
+class Pace:
+    """How long the remaining steps will take, judged by those seen."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._first: tuple[int, float] | None = None
+
+    def seconds_left(self, step: int, num_steps: int) -> float | None:
+        """None until two steps were seen."""
+        now = self._clock()
+        if self._first is None or step <= self._first[0]:
+            self._first = (step, now)
+            return None
+        first_step, first_s = self._first
+        return (now - first_s) / (step - first_step) * (num_steps - step)
+
+
+def summary(metrics: Mapping[str, float | str]) -> str:
+    """The few numbers that say whether a run goes well."""
+    shown = (("loss/total", "loss", ".3f"), ("reward/mean", "reward", ".2f"))
+    words = [f"{name} {metrics[key]:{form}}" for key, name, form in shown if isinstance(metrics.get(key), (int, float))]
+    return "  ".join(words)
+
+
+def progress(stream: TextIO | None = None) -> Bar | Lines:
+    """What fits the stream (standard error): a bar on a terminal, lines elsewhere and in CI."""
+    stream = stream or sys.stderr
+    return Bar(stream) if stream.isatty() and not os.environ.get("CI") else Lines(stream)
+
+
+def scores_line(scores: Mapping[str, float]) -> str:
+    """Scores in percent, in one line."""
+    return "  ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())

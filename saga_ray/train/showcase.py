@@ -1,0 +1,133 @@
+"""What the frozen MLLM said of some pairs and where it looked, for the page of a study and for questions by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saga_ray.config import RunConfig
+from saga_ray.data.images import decode
+from saga_ray.encoder.encoder import Encoder, build_encoder
+from saga_ray.encoder.export import load_encoder
+from saga_ray.leaderboard.pages import JudgedAnswer, JudgedPair
+from saga_ray.scorer.local import LocalScorer, build_engine
+from saga_ray.train.context import default_device
+from saga_ray.types import ImagePair, ImageTable, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHOWCASE_SEED = 1
+
+
+def choose_pairs(table: ImageTable, per_query: pa.Table, num_pairs: int) -> list[tuple[int, int]]:
+    """Rows of pairs worth showing, same and different classes in turn: queries spread over the table, each beside its nearest neighbour of its own class, or of another.
+
+    The nearest of another class is the mistake that retrieval is closest to making, or has made.
+
+    Args:
+        per_query: As a run stores it, with each query's nearest images.
+    """
+    row_of = {image_id: row for row, image_id in enumerate(table.image_ids)}
+    queries = per_query.to_pylist()
+    stride = max(1, len(queries) // max(1, num_pairs))
+    pairs = []
+    for place in range(len(queries)):
+        if len(pairs) == num_pairs:
+            break
+        query = queries[(place * stride + place * stride // len(queries)) % len(queries)]
+        first = row_of[query["image_id"]]
+        want_same = len(pairs) % 2 == 0
+        near = [row_of[image_id] for image_id in query["neighbours"]]
+        found = [row for row in near if (table.labels_N[row] == table.labels_N[first]) == want_same]
+        if found:
+            pairs.append((first, found[0]))
+    return pairs
+
+
+def judged_pairs(
+    config: RunConfig, run: str | Path, table: ImageTable, per_query: pa.Table, num_pairs: int = 8
+) -> list[JudgedPair]:
+    """Show pairs of a split to the MLLM through a run's trained tower.
+
+    Args:
+        config: The run's; its loss must ask the MLLM.
+        run: Folder of the run.
+    """
+    pairs = choose_pairs(table, per_query, num_pairs)
+    if not pairs:
+        return []
+    rows = sorted({row for pair in pairs for row in pair})
+    place = {row: number for number, row in enumerate(rows)}
+    images_NHWC = np.ascontiguousarray(table.source.load(rows, config.data.image_size))
+    encoder = load_encoder(run).encoder.to(default_device())
+    same = [bool(table.labels_N[a] == table.labels_N[b]) for a, b in pairs]
+    asked = tuple(ImagePair(place[a], place[b], s, n) for n, ((a, b), s) in enumerate(zip(pairs, same, strict=True)))
+    scorer = LocalScorer(build_engine(config))
+    tokens = _tokens(encoder, images_NHWC)
+    said = scorer.score(ScoreRequest(SHOWCASE_SEED, 0, asked, tokens, ScoreOptions(gradient=False, attention=False)))
+    looked = _attention(scorer, asked, tokens, said)
+    names = table.class_names
+    return [
+        JudgedPair(
+            images=(images_NHWC[place[a]], images_NHWC[place[b]]),
+            class_names=(names[table.labels_N[a]], names[table.labels_N[b]]),
+            same_class=same[number],
+            answers=_answers(said, number),
+            attention=looked[number],
+            grid_hw=tokens.grid_hw,
+        )
+        for number, (a, b) in enumerate(pairs)
+    ]
+
+
+def ask_about_files(config: RunConfig, first: str | Path, second: str | Path) -> list[tuple[str, int]]:
+    """The MLLM's answers about two picture files, seen through its own vision tower: (text, verdict) each.
+
+    Raises:
+        ValueError: if a file is no readable picture, or the MLLM cannot be loaded.
+    """
+    images_NHWC = np.stack([decode(path, config.data.image_size) for path in (first, second)])
+    encoder = build_encoder(config).to(default_device()).eval()
+    request = ScoreRequest(
+        config.seed, 0, (ImagePair(0, 1, True, 0),), _tokens(encoder, images_NHWC), ScoreOptions(False, False)
+    )
+    said = LocalScorer(build_engine(config)).score(request)
+    return list(zip(said.texts_PG[0], said.verdicts_PG[0].tolist(), strict=True))
+
+
+def _tokens(encoder: Encoder, images_NHWC: np.ndarray) -> VisualTokens:
+    with torch.no_grad():
+        return encoder.encode_tokens(torch.from_numpy(images_NHWC).to(encoder.device))
+
+
+def _answers(said: ScoreResult, pair: int) -> tuple[JudgedAnswer, ...]:
+    told: list[Any] = [said.texts_PG[pair], said.verdicts_PG[pair].tolist(), said.rewards_PG[pair].tolist()]
+    return tuple(JudgedAnswer(text, verdict, reward) for text, verdict, reward in zip(*told, strict=True))
+
+
+def _attention(
+    scorer: LocalScorer, pairs: tuple[ImagePair, ...], tokens: VisualTokens, said: ScoreResult
+) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    """Where each pair's first answer looked, (T,) per image; None if it described nothing.
+
+    The scorer reads the attention of correct answers of pairs that disagree. So the first answer is handed in twice, once
+    called right and once called wrong: then it is read whatever its verdict was.
+    """
+    answers = tuple((texts[0], texts[0]) for texts in said.texts_PG)
+    rewards_PG = torch.tensor([[1.0, 0.0]]).repeat(len(pairs), 1)
+    result = scorer.score(
+        ScoreRequest(SHOWCASE_SEED, 0, pairs, tokens, ScoreOptions(gradient=False), answers, rewards_PG)
+    )
+    return [_means(result.attention_sum_P2T[p], result.attention_count_P2[p]) for p in range(len(pairs))]
+
+
+def _means(sum_2T: Tensor, count_2: Tensor) -> tuple[np.ndarray, np.ndarray] | None:
+    if not bool((count_2 > 0).all()):
+        return None
+    first_T, second_T = (sum_2T / count_2[:, None]).double().numpy()
+    return first_T, second_T

@@ -28,6 +28,11 @@ _QUIET = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
+_QUIET_ALONE = {
+    # Nobody takes nodes away from a machine of our own; each of these would be one more process to start.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",
+}
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,8 @@ def connect(configs: Sequence[RunConfig], *, concurrent: int = 1) -> Iterator[Cl
                 ray.shutdown()
             return
         num_cores = available_cores()
-        # Workers of a local cluster import what this process imports, also when it was started elsewhere.
+        for name, value in _QUIET_ALONE.items():
+            os.environ.setdefault(name, value)
         ray.init(
             address="local",
             num_cpus=logical_cpus(configs, concurrent, num_cores),

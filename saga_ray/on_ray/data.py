@@ -32,7 +32,7 @@ def ray_batches(
     rank: int,
     world_size: int,
     cpus_per_task: float,
-    max_tasks: int = _READ_AHEAD,
+    max_tasks: int,
     selector: Mapping[str, str] | None = None,
 ) -> Callable[[int, int, PairPlanner], Iterator[MicroBatch]]:
     """The stream of `saga_ray.data.stream.micro_batches`, decoded by tasks anywhere in the cluster.
@@ -40,7 +40,7 @@ def ray_batches(
     Function tasks, not a pool of actors: their processes stay warm and nothing is rebuilt when an epoch ends.
 
     Args:
-        max_tasks: Decoding tasks at once. Each takes a process of its own, so more of them than cores only start slowly.
+        max_tasks: Decoding tasks at once.
 
     Returns:
         `batches(start, stop, planner)`, an iterator over this rank's micro-batches start .. stop - 1.

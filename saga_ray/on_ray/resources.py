@@ -121,6 +121,15 @@ def scorer_threads(config: RunConfig, num_cores: int | None) -> int:
     return max(1, num_cores // config.resources.num_scorers)
 
 
+def decoding_tasks(num_cores: int | None, num_cpus: float, num_workers: int) -> int:
+    """Decoding tasks at once for each of `num_workers` trainers, 1 to 8: all cores of a machine of our own, else a quarter.
+
+    Every further one is a process, which takes seconds of a core before it decodes anything.
+    """
+    cores = num_cores if num_cores is not None else num_cpus / 4
+    return max(1, min(8, int(cores / num_workers)))
+
+
 def placement(group: str, node_labels: Sequence[Mapping[str, str]]) -> dict[str, str]:
     """Label selector of `data`, `training` or `scoring`; empty on a cluster without such groups."""
     announced = [name.strip() for name in os.environ.get(GROUPS_VARIABLE, "").split(",")]

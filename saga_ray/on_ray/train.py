@@ -26,7 +26,7 @@ from saga_ray.data import load_dataset
 from saga_ray.on_ray.bulletin import bulletin
 from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.data import ray_batches
-from saga_ray.on_ray.resources import trainer_threads
+from saga_ray.on_ray.resources import decoding_tasks, trainer_threads
 from saga_ray.storage import Storage
 from saga_ray.train.loop import TrainResult, finished_result
 from saga_ray.train.progress import Progress, Silent
@@ -300,8 +300,7 @@ def run_job(
         context.rank,
         context.world_size,
         config.resources.cpus_per_data_task,
-        # On a machine of our own every further process costs seconds of its cores before it decodes anything.
-        **({} if num_cores is None else {"max_tasks": max(1, num_cores // context.world_size)}),
-        selector=data_group,
+        decoding_tasks(num_cores, ray.cluster_resources().get("CPU", 1.0), context.world_size),
+        data_group,
     )
     return train(config, dataset, scorer, context, batches, RunFolder(runs, job.name), progress)

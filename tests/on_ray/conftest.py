@@ -56,6 +56,7 @@ def ray_cluster() -> Iterator[None]:
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.3",
             "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
             "OMP_NUM_THREADS": "1",
         }.items():
@@ -85,3 +86,16 @@ def ray_cluster() -> Iterator[None]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def processes_of(session: str) -> list[str]:
+    """Commands of processes that name a folder of Ray's."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if entry.name.isdigit() and session in command:
+            found.append(command[:80])
+    return found

@@ -1,0 +1,79 @@
+"""Micro-batches through Ray Data against the stream of one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from saga_ray.config import RunConfig
+from saga_ray.data import load_dataset
+from saga_ray.data.images import BrokenImageError
+from saga_ray.data.plan import PairPlanner
+from saga_ray.data.stream import micro_batches
+from saga_ray.on_ray.data import ray_batches
+from saga_ray.types import ImageSource, ImageTable, MicroBatch
+
+
+def _assert_equal(here: MicroBatch, there: MicroBatch) -> None:
+    assert (here.index, here.pairs, here.broken) == (there.index, there.pairs, there.broken)
+    for name in ("images_NHWC", "labels_N", "rows_N"):
+        one, other = getattr(here, name), getattr(there, name)
+        assert one.dtype == other.dtype and np.array_equal(one, other), name
+    assert there.images_NHWC.flags.writeable
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A source that fails where torch was imported, and for one row."""
+
+    source: ImageSource
+    broken_row: int
+
+    def load(self, rows: list[int], size: int) -> np.ndarray:
+        import sys
+
+        assert "torch" not in sys.modules or "pytest" in sys.modules, "a decoding task imported torch"
+        if self.broken_row in rows:
+            raise BrokenImageError(f"/images/{self.broken_row}.png", "is cut short")
+        return self.source.load(rows, size)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_every_rank_gets_the_micro_batches_of_the_local_stream_in_order(
+    ray_cluster: None, small_config: RunConfig, world_size: int
+) -> None:
+    data, table = small_config.data, load_dataset(small_config).train
+    watched = ImageTable(table.image_ids, table.labels_N, table.class_names, Watched(table.source, -1))
+    planner = PairPlanner(table.labels_N, data, 5, None)
+    for rank in range(world_size):
+        here = list(micro_batches(table, planner, data, 5, 3, 12, rank, world_size))
+        there = list(ray_batches(watched, data, 5, rank, world_size, 0.25, 2)(3, 12, planner))
+        assert [batch.index for batch in there] == list(range(3, 12))
+        for one, other in zip(here, there, strict=True):
+            _assert_equal(one, other)
+
+
+def test_a_stream_may_be_left_before_its_end(ray_cluster: None, small_config: RunConfig) -> None:
+    data, table = small_config.data, load_dataset(small_config).train
+    planner = PairPlanner(table.labels_N, data, 0, None)
+    for start in (0, 40):
+        stream = ray_batches(table, data, 0, 0, 1, 0.25, 2)(start, 5000, planner)
+        assert next(stream).index == start
+        stream.close()
+
+
+def test_broken_images_are_replaced_and_counted_as_in_one_process(ray_cluster: None, small_config: RunConfig) -> None:
+    data = small_config.data.model_copy(update={"max_broken_share": 0.5})
+    table = load_dataset(small_config).train
+    planner = PairPlanner(table.labels_N, data, 0, None)
+    row = planner.plan(2).rows[0]
+    broken = ImageTable(table.image_ids, table.labels_N, table.class_names, Watched(table.source, row))
+    here = list(micro_batches(broken, planner, data, 0, 0, 4))
+    there = list(ray_batches(broken, data, 0, 0, 1, 0.25, 2)(0, 4, planner))
+    assert here[2].broken == (f"/images/{row}.png",)
+    for one, other in zip(here, there, strict=True):
+        _assert_equal(one, other)
+    with pytest.raises(ValueError, match=r"data\.max_broken_share"):
+        list(ray_batches(broken, small_config.data, 0, 0, 1, 0.25, 2)(0, 4, planner))

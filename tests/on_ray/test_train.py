@@ -1,0 +1,153 @@
+"""Runs on Ray Train against the same runs in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from saga_ray.config import RunConfig
+from saga_ray.configure import with_override
+from saga_ray.on_ray.train import Job, run_on_ray
+from saga_ray.train.local import run_local
+
+TIMINGS = ("seconds", "trainer/process", "scorer/process")
+
+
+def _override(config: RunConfig, **values: object) -> RunConfig:
+    for key, value in values.items():
+        config = with_override(config, key.replace("__", "."), value)
+    return config
+
+
+def _weights(runs: Path, name: str) -> dict[str, torch.Tensor]:
+    return load_file(runs / name / "encoder" / "model.safetensors")
+
+
+def _steps(runs: Path, name: str) -> list[dict]:
+    return [json.loads(line) for line in (runs / name / "metrics.jsonl").read_text().splitlines()]
+
+
+def _numbers(line: dict) -> dict:
+    return {key: value for key, value in line.items() if not key.startswith(TIMINGS)}
+
+
+class Heard:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.steps: list[int] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def step(self, step: int, num_steps: int, metrics: dict) -> None:
+        self.steps.append(step)
+
+
+@pytest.fixture(scope="module")
+def two_rows(
+    ray_cluster: None, small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Heard]:
+    """A baseline and SAGA, in one group of workers on the cluster; and SAGA in this process."""
+    runs = tmp_path_factory.mktemp("runs")
+    baseline = _override(small_config, loss__weights__grpo=0.0, loss__weights__alignment=0.0)
+    heard = Heard()
+    results = run_on_ray([Job(baseline, "baseline"), Job(small_config, "saga")], runs, heard)
+    assert [result.name for result in results] == ["baseline", "saga"]
+    run_local(small_config, runs / "local", "saga")
+    return runs, heard
+
+
+def test_one_worker_on_ray_equals_one_process_bit_for_bit(two_rows: tuple[Path, Heard]) -> None:
+    runs, _ = two_rows
+    here, there = _steps(runs / "local", "saga"), _steps(runs, "saga")
+    assert [_numbers(line) for line in here] == [_numbers(line) for line in there]
+    assert any(line["grpo/contributing_pairs"] > 0 for line in there), "the case must not be empty"
+    local, remote = _weights(runs / "local", "saga"), _weights(runs, "saga")
+    assert local.keys() == remote.keys()
+    assert all(torch.equal(local[name], remote[name]) for name in local)
+
+
+def test_the_scorer_is_another_process_on_ray_and_the_same_one_locally(two_rows: tuple[Path, Heard]) -> None:
+    runs, _ = two_rows
+    assert all(line["trainer/process"] == line["scorer/process"] for line in _steps(runs / "local", "saga"))
+    for line in _steps(runs, "saga"):
+        assert line["scorer/process"] and line["trainer/process"] != line["scorer/process"]
+    assert all(line["scorer/process"] == "" for line in _steps(runs, "baseline"))
+
+
+def test_one_group_of_workers_trains_all_rows(two_rows: tuple[Path, Heard]) -> None:
+    runs, _ = two_rows
+    trainers = {line["trainer/process"] for name in ("baseline", "saga") for line in _steps(runs, name)}
+    assert len(trainers) == 1
+    assert len(list((runs / "results").glob("*.json"))) == 2
+
+
+def test_progress_reaches_the_driver_in_order(two_rows: tuple[Path, Heard]) -> None:
+    _, heard = two_rows
+    assert heard.steps == [1, 2, 3, 1, 2, 3]
+    assert any(stage.startswith("saga (2 of 2): ") for stage in heard.stages)
+
+
+def test_nothing_of_ours_is_left_after_a_run(two_rows: tuple[Path, Heard]) -> None:
+    from ray import serve
+    from ray.util.state import list_actors
+
+    runs, _ = two_rows
+    assert not serve.status().applications
+    alive = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
+    assert not [name for name in alive if "Scorer" in name or "Bulletin" in name or "TrainController" in name]
+    assert not [path for path in runs.iterdir() if path.name.startswith(".ray-")]
+
+
+def test_a_finished_run_typed_again_does_nothing(two_rows: tuple[Path, Heard], small_config: RunConfig) -> None:
+    runs, _ = two_rows
+    before = (runs / "saga" / "metrics.jsonl").read_bytes()
+    [again] = run_on_ray([Job(small_config, "saga")], runs)
+    assert again.was_finished
+    assert (runs / "saga" / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_under_the_name_is_refused_before_ray_starts(
+    two_rows: tuple[Path, Heard], small_config: RunConfig
+) -> None:
+    runs, _ = two_rows
+    with pytest.raises(ValueError, match=r"grpo\.group_size"):
+        run_on_ray([Job(_override(small_config, grpo__group_size=5), "saga")], runs)
+
+
+def test_two_workers_equal_one_after_five_steps(ray_cluster: None, small_config: RunConfig, tmp_path: Path) -> None:
+    exact = _override(small_config, mllm__dtype="float64", optim__steps=5, loss__metric="proxy-anchor")
+    run_local(exact, tmp_path / "one", "saga")
+    run_on_ray([Job(_override(exact, resources__num_workers=2), "saga")], tmp_path / "two")
+    for one, two in zip(_steps(tmp_path / "one", "saga"), _steps(tmp_path / "two", "saga"), strict=True):
+        for key, value in _numbers(one).items():
+            assert two[key] == pytest.approx(value, rel=1e-9, abs=1e-12), key
+    one, two = _weights(tmp_path / "one", "saga"), _weights(tmp_path / "two", "saga")
+    for name in one:
+        assert one[name].dtype == torch.float64
+        error = (one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-30)
+        assert error < 1e-8, name
+
+
+def test_a_sentence_of_a_worker_comes_back_as_it_is(ray_cluster: None, small_config: RunConfig, tmp_path: Path) -> None:
+    wrong = _override(small_config, mllm__path=str(tmp_path))
+    with pytest.raises(ValueError, match=r"^mllm\.path: ") as caught:
+        run_on_ray([Job(wrong, "wrong")], tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_no_node_can_hold_is_refused_with_the_keys(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"resources\.cpus_per_worker: 64 .* fits on no node"):
+        run_on_ray([Job(_override(small_config, resources__cpus_per_worker=64), "wide")], tmp_path)
+    with pytest.raises(ValueError, match=r"asks for 12\.5 CPUs .*resources\.num_workers=2.* has 6 CPUs"):
+        many = _override(small_config, resources__num_scorers=23, resources__num_workers=2)
+        run_on_ray([Job(many, "many")], tmp_path)
+    assert not list(tmp_path.glob("*/config.yaml"))

@@ -109,12 +109,14 @@ def train(
         pretraining = weights_id(encoder, config) if context.rank == 0 else ""
         freeze_untrained(encoder, config)
         steps = num_steps(config, len(dataset.train))
-        if context.rank == 0:
-            run.storage.check_writable()
-            run.begin(config)
-        elapsed = 0.0
+        trainer = None
         if steps > 0:
-            elapsed = Trainer(config, dataset, scorer, context, run, progress, encoder, steps).run_steps(batches)
+            trainer = Trainer(config, dataset, scorer, context, run, progress, encoder, steps)
+        # Only now: what a user did wrong has been said by then, and nothing is half written.
+        if context.rank == 0:
+            run.runs.check_writable()
+            run.begin(config)
+        elapsed = trainer.run_steps(batches) if trainer is not None else 0.0
         progress.stage(f"embedding {len(dataset.split(config.evaluation.split))} {config.evaluation.split} images")
         seconds = elapsed if steps > 0 else time.perf_counter() - began
         found = evaluate(encoder, config, dataset, context, run, pretraining=pretraining, seconds=seconds)
@@ -147,7 +149,6 @@ class Trainer:
         self.position = checkpoint.state["position"] if checkpoint else 0
         """Next micro-batch of the plan."""
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
-        self.snapshot_CE = self._mining_snapshot(encoder, checkpoint)
         probe_NHWC = np.array(dataset.train.source.load([0, 1], config.data.image_size))
         metric_loss = build_metric_loss(config.loss, len(dataset.train.class_names), _width(encoder), config.seed)
         self._freeze_unreached(encoder, torch.from_numpy(probe_NHWC).to(context.device), metric_loss)
@@ -160,6 +161,8 @@ class Trainer:
                 f"loss.weights.grpo={config.loss.weights.grpo:g}, loss.weights.alignment={config.loss.weights.alignment:g} "
                 f"and encoder.trainable={config.encoder.trainable} leaves nothing to learn; choose a loss, or optim.steps=0"
             )
+        self.snapshot_CE = self._mining_snapshot(encoder, checkpoint)
+        self.planner = PairPlanner(dataset.train.labels_N, config.data, config.seed, self.snapshot_CE)
         self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -167,9 +170,8 @@ class Trainer:
     def run_steps(self, batches: Batches) -> float:
         """Train to the last step; returns the seconds that all steps of the run took, earlier sessions included."""
         config = self.config
-        planner = PairPlanner(self.dataset.train.labels_N, config.data, config.seed, self.snapshot_CE)
         furthest = self.position + (self.num_steps - self.step) * config.grpo.max_micro_batches
-        stream = batches(self.position, furthest, planner)
+        stream = batches(self.position, furthest, self.planner)
         log = RunLog(self.run.storage, self.step, self.num_steps) if self.context.rank == 0 else None
         self.progress.stage(f"training from step {self.step}" if self.step else "training")
         try:

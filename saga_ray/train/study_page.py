@@ -77,7 +77,7 @@ def write_study_page(
         shown = [run]
         if base is not None and base is not member:
             shown.insert(0, _gallery_run(store, base, results))
-        folder = f"gallery-{member.outcome.name}"
+        folder = f"gallery-{member.config.method}"
         words = f"{shown[0].label} and {run.label}" if len(shown) == 2 else run.label
         write_gallery(
             runs.child(folder),

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_ray.retrieval.metrics import RetrievalMetrics, average_precision_at_r, clustering_nmi, retrieval_metrics
+from saga_ray.retrieval.metrics import (
+    RetrievalMetrics,
+    average_precision_at_r,
+    clustering_nmi,
+    retrieval_metrics,
+    spread_starts,
+)
 
 
 def clustered(seed: int = 0, num_classes: int = 12, per_class: int = 9, dim: int = 16, noise: float = 1.2):
@@ -217,6 +223,21 @@ def test_nmi_is_that_of_the_formula_where_clusters_are_plain() -> None:
     information, of_classes, of_clusters = np.log(2), 1.5 * np.log(2), np.log(2)
     value = clustering_nmi(unit_NE, class_N, restarts=2, seed=0)
     assert value == pytest.approx(2 * information / (of_classes + of_clusters))
+
+
+def test_starts_are_spread_as_scikit_learns_are() -> None:
+    from sklearn.cluster import KMeans, kmeans_plusplus
+
+    embeddings_NE, _, _ = clustered(num_classes=40, dim=32, noise=0.5)
+    theirs, ours = [], []
+    for seed in range(20):
+        starts = spread_starts(embeddings_NE, 40, np.random.RandomState(seed))
+        assert len(np.unique(starts, axis=0)) == 40 and (starts[:, None] == embeddings_NE).all(axis=2).any(axis=1).all()
+        ours.append(KMeans(40, init=starts, n_init=1, max_iter=1).fit(embeddings_NE).inertia_)
+        starts, _ = kmeans_plusplus(embeddings_NE, 40, random_state=seed)
+        theirs.append(KMeans(40, init=starts, n_init=1, max_iter=1).fit(embeddings_NE).inertia_)
+    error = np.hypot(np.std(ours), np.std(theirs)) / np.sqrt(20)
+    assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error
 
 
 def test_the_same_seed_gives_the_same_nmi() -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging as transformers_logging
 
 from saga_ray.config import MLLMConfig
 from saga_ray.mllm.attention import install
 from saga_ray.mllm.exact import exact_float64
 from saga_ray.mllm.frozen import FrozenMLLM
+from saga_ray.mllm.prompt import OWN_PROMPT
 
 FAMILIES = ("qwen3_vl",)
+HUB_TIMEOUT_S = 10.0
 _ELSEWHERE = "name a local folder with --set mllm.path=DIR, or use --recipe demo"
 _NEEDED = {
     "config.json": ("config.json",),
@@ -50,20 +56,28 @@ def resolve_folder(config: MLLMConfig) -> Path:
 
 
 def _snapshot(repo: str, revision: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
 
     # No pickles, no code: what is not fetched cannot be run.
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", "saga_prompt.yaml"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", OWN_PROMPT]
     try:
+        with contextlib.suppress(LocalEntryNotFoundError):
+            # A pinned commit never changes: once fetched, the hub is not asked again.
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
+        # One question first: the download itself would try again for a minute before it gives up.
+        HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT_S)
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except HFValidationError as error:
-        raise ValueError(f"mllm.path: {repo} is neither a folder nor a hub id ({error}); {_ELSEWHERE}") from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except HFValidationError:
+        raise ValueError(f"mllm.path: {repo} is neither a folder nor a hub id; {_ELSEWHERE}") from None
+    except (HTTPError, OSError) as error:
         raise ValueError(
-            f"mllm.path: the hub model {repo} at {revision} cannot be reached ({reason}); {_ELSEWHERE}"
+            f"mllm.path: the hub model {repo} at {revision} cannot be reached ({_first_line(error)}); {_ELSEWHERE}"
         ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def check_folder(folder: Path) -> None:
@@ -117,15 +131,35 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     device = device or choose_device()
     dtype = choose_dtype(config.dtype, device)
     try:
-        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        model = AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"mllm.path: {folder} cannot be loaded ({reason}); {_ELSEWHERE}") from error
+        with _no_progress_bars():
+            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            model, report = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                local_files_only=True,
+                output_loading_info=True,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+        raise ValueError(f"mllm.path: {folder} cannot be loaded ({_first_line(error)}); {_ELSEWHERE}") from error
+    # The library fills what is missing with random numbers and only warns.
+    if lacking := sorted(report["missing_keys"]):
+        raise ValueError(f"mllm.path: {folder} lacks weights, the first is {lacking[0]}; {_ELSEWHERE}")
     model.to(device).eval().requires_grad_(False)
     if dtype == torch.float64:
         exact_float64(model)
     install(model)
     return FrozenMLLM(model=model, tokenizer=processor.tokenizer, processor=processor, folder=folder)
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """The library's bars would stand among our own lines."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()

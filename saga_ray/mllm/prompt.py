@@ -14,8 +14,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OWN_PROMPT = "saga_prompt.yaml"
-VOCABULARIES = {"cub": "birds", "inat-aves": "birds", "demo": "birds", "cars": "cars", "aircraft": "aircraft"}
-VARIANTS = ("structured", "generic")
+VOCABULARIES = {
+    "cub": "birds",
+    "inat-aves": "birds",
+    "demo": "birds",
+    "cars": "cars",
+    "aircraft": "aircraft",
+    "folder": "generic",
+}
+"""File under `saga_ray/data/vocabularies` of each data set."""
 
 
 @dataclass(frozen=True)
@@ -43,18 +50,11 @@ def load_prompt(dataset: str, variant: str, mllm_folder: str | Path | None) -> P
     """The prompt of a data set; an MLLM folder that holds `saga_prompt.yaml` replaces vocabulary and template.
 
     Raises:
-        ValueError: naming file and key, for a prompt file that cannot be used, or a data set without a vocabulary.
+        ValueError: naming file and key, for a prompt file that cannot be used.
     """
     own = Path(mllm_folder) / OWN_PROMPT if mllm_folder is not None else None
     if own is not None and own.is_file():
         return _own_prompt(load_yaml(own), variant, str(own))
-    if dataset not in VOCABULARIES:
-        if variant == "structured":
-            raise ValueError(
-                f"prompt.variant: structured needs attributes, and there are none for data set '{dataset}'; set prompt.variant=generic, "
-                f"or put a {OWN_PROMPT} into the MLLM's folder"
-            )
-        return Prompt("", "object", {}, "same_class", variant)
     name = f"{VOCABULARIES[dataset]}.yaml"
     # Read as a file of the package: the data package itself is not imported here.
     text = files("saga_ray").joinpath("data", "vocabularies", name).read_text(encoding="utf-8")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from saga_ray.config import MLLMConfig
+from saga_ray.mllm.loading import choose_dtype, load_mllm
+
+
+def copied(folder: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folder, tmp_path / "mllm"))
+
+
+def refusal(path: Path | str, **fields: str) -> str:
+    with pytest.raises(ValueError) as error:
+        load_mllm(MLLMConfig(path=str(path), **fields))
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    assert sentence.startswith("mllm.")
+    assert "--recipe demo" in sentence
+    return sentence
+
+
+def test_a_folder_loads_frozen_in_evaluation_mode(folder: Path) -> None:
+    mllm = load_mllm(MLLMConfig(path=str(folder)))
+    assert not mllm.model.training
+    assert not any(p.requires_grad for p in mllm.model.parameters())
+    assert (mllm.num_levels, mllm.width, mllm.num_layers) == (4, 64, 4)
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "processor_config.json", "model.safetensors"])
+def test_a_folder_that_lacks_a_part_is_refused_by_name(folder: Path, tmp_path: Path, missing: str) -> None:
+    path = copied(folder, tmp_path)
+    (path / missing).unlink()
+    assert str(path) in refusal(path)
+
+
+def test_pickled_weights_are_never_read(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path)
+    (path / "model.safetensors").unlink()
+    torch.save({}, path / "pytorch_model.bin")
+    assert "safetensors" in refusal(path)
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "\x00"])
+def test_a_config_that_is_not_json_is_refused(folder: Path, tmp_path: Path, content: str) -> None:
+    path = copied(folder, tmp_path)
+    (path / "config.json").write_text(content)
+    assert "config.json" in refusal(path)
+
+
+def test_another_family_is_refused_by_name_with_the_reason(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
+    sentence = refusal(path)
+    assert "'llava'" in sentence
+    assert "qwen3_vl" in sentence
+
+
+def test_damaged_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path)
+    (path / "model.safetensors").write_bytes((path / "model.safetensors").read_bytes()[:1000])
+    assert "cannot be loaded" in refusal(path)
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = copied(folder, tmp_path)
+    weights = load_file(path / "model.safetensors")
+    weights.pop("model.language_model.layers.0.mlp.up_proj.weight")
+    save_file(weights, path / "model.safetensors", metadata={"format": "pt"})
+    assert "up_proj" in refusal(path)
+
+
+def test_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
+    path = copied(folder, tmp_path)
+    (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    config = json.loads((path / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForImageTextToText": "evil.Model", "AutoConfig": "evil.Model"}
+    (path / "config.json").write_text(json.dumps(config))
+    load_mllm(MLLMConfig(path=str(path)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_path_that_does_not_exist_is_refused() -> None:
+    assert "does not exist" in refusal("./nowhere")
+    assert "does not exist" in refusal("/no/such/folder")
+
+
+def test_a_hub_id_needs_a_pinned_revision() -> None:
+    assert "mllm.revision" in refusal("Qwen/Qwen3-VL-8B-Instruct")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_with_the_way_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    sentence = refusal("someone/some-model", revision="0" * 40)
+    assert "cannot be reached" in sentence
+    assert "mllm.path=DIR" in sentence
+
+
+def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu() -> None:
+    assert choose_dtype("auto", torch.device("cpu")) == torch.float32
+    assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from saga_ray.config import DATASETS
+from saga_ray.mllm.prompt import Prompt, load_prompt, prompt_from_vocabulary, prompt_texts, request_text
+from tests.helpers.small_mllm import saga_prompt, small_tokenizer
+
+PAPER_COUNTS = {"cub": 28, "inat-aves": 28, "cars": 17, "aircraft": 17}
+
+
+@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("variant", ["structured", "generic"])
+def test_every_data_set_has_a_prompt_that_asks_for_its_verdict_last(dataset: str, variant: str) -> None:
+    prompt = load_prompt(dataset, variant, None)
+    system, user = request_text(prompt)
+    assert user.rstrip().splitlines()[-1].startswith(f'"{prompt.verdict_key}": "yes"')
+    listed = [name for name in prompt.attributes if f"- {name}" in user]
+    assert len(listed) == (len(prompt.attributes) if variant == "structured" else 0)
+    assert (prompt.role in system) == (variant == "structured")
+
+
+@pytest.mark.parametrize("dataset", PAPER_COUNTS)
+def test_vocabularies_have_as_many_attributes_as_the_paper_names(dataset: str) -> None:
+    assert len(load_prompt(dataset, "structured", None).attributes) == PAPER_COUNTS[dataset]
+
+
+def test_the_structured_answer_has_four_parts_under_the_items_name() -> None:
+    user = request_text(Prompt("critic", "vase", {"glaze": ("matt", "gloss")}, "same_maker", "structured"))[1]
+    places = [user.index(f'"{key}"') for key in ("vase_1", "vase_2", "differences", "same_maker")]
+    assert places == sorted(places)
+    assert "- glaze (choose from: matt, gloss)" in user
+
+
+@pytest.mark.parametrize("variant", ["structured", "generic"])
+def test_only_a_short_request_stands_behind_the_images(variant: str) -> None:
+    """What stands before the first image is computed once per run."""
+    before, between, after = prompt_texts(load_prompt("cub", variant, None), small_tokenizer())
+    assert before.endswith("<|vision_start|>")
+    assert between.startswith("<|vision_end|>")
+    assert after.startswith("<|vision_end|>")
+    assert after.endswith("<|im_start|>assistant\n")
+    assert len(between) + len(after) < 150
+    assert "<|image_pad|>" not in before + between + after
+
+
+def test_an_mllm_folder_with_its_own_prompt_replaces_vocabulary_and_template(folder: Path) -> None:
+    prompt = load_prompt("cub", "structured", folder)
+    assert tuple(prompt.attributes) == ("bill", "wing")
+    assert prompt_texts(prompt, small_tokenizer()) == tuple(saga_prompt(40)["templates"]["structured"])
+    assert prompt.max_new_tokens == 40
+    generic = load_prompt("cub", "generic", folder)
+    assert prompt_texts(generic, small_tokenizer()) == tuple(saga_prompt(40)["templates"]["generic"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"verdict_key": None}, "verdict_key is None"),
+        ({"item": 3}, "item is 3"),
+        ({"attributes": {}}, "attributes is {}"),
+        ({"templates": {"generic": ["a", "b", "c"]}}, "templates.structured is None"),
+        ({"templates": {"structured": ["a", "b"]}}, "give three texts"),
+        ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+    ],
+)
+def test_a_broken_prompt_file_is_refused_with_file_and_key(tmp_path: Path, change: dict, message: str) -> None:
+    path = tmp_path / "saga_prompt.yaml"
+    path.write_text(yaml.safe_dump({**saga_prompt(40), **change}))
+    with pytest.raises(ValueError, match=message) as error:
+        load_prompt("demo", "structured", tmp_path)
+    assert str(path) in str(error.value)
+
+
+def test_a_tokenizer_without_chat_template_or_that_drops_images_is_refused() -> None:
+    tokenizer = small_tokenizer()
+    prompt = prompt_from_vocabulary({"role": "r", "item": "i", "verdict_key": "v", "attributes": ["a"]}, "structured")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
+    with pytest.raises(ValueError, match="0 placeholders"):
+        prompt_texts(prompt, tokenizer)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="no chat template"):
+        prompt_texts(prompt, tokenizer)

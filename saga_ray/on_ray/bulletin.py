@@ -9,10 +9,10 @@ from typing import Any
 
 import ray
 from ray.actor import ActorHandle
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 
-@ray.remote(num_cpus=0, max_concurrency=8)
+@ray.remote(num_cpus=0)
 class Bulletin:
     """A board in a process of its own; it goes away with the driver that made it."""
 
@@ -58,14 +58,14 @@ def bulletin(on_note: Callable[[str, Any], None], every_s: float = 0.3) -> Itera
 
     def hand_over() -> None:
         nonlocal seen
-        notes = ray.get(board.read.remote(seen))
+        notes = ray.get(board.read.remote(seen), timeout=60)
         seen += len(notes)
         for kind, note in notes:
             on_note(kind, note)
 
     def watch() -> None:
         while not ended.wait(every_s):
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(RayActorError, GetTimeoutError):
                 hand_over()
 
     thread = threading.Thread(target=watch, name="bulletin", daemon=True)
@@ -74,8 +74,8 @@ def bulletin(on_note: Callable[[str, Any], None], every_s: float = 0.3) -> Itera
         yield board
     finally:
         ended.set()
-        thread.join(timeout=30)
+        thread.join(timeout=90)
         if ray.is_initialized():
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(RayActorError, GetTimeoutError):
                 hand_over()
             ray.kill(board)

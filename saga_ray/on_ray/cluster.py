@@ -29,6 +29,8 @@ _QUIET = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 _QUIET_ALONE = {
+    # Ray would put its workers behind every other process of the machine (nice 15), and so far behind their own driver.
+    "RAY_worker_niceness": "0",
     # Nobody takes nodes away from a machine of our own; each of these would be one more process to start.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_STATE_ACTOR_RECONCILIATION": "0",

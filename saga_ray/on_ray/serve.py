@@ -279,6 +279,8 @@ def scorer_app(config: RunConfig, threads: int, *, num_replicas: int, selector: 
         max_queued_requests=-1,
         ray_actor_options=options,
         health_check_timeout_s=120,
+        graceful_shutdown_timeout_s=2,
+        graceful_shutdown_wait_loop_s=0.2,
     )
     return deployment.bind(threads, None if warm else os.getcwd(), config.model_dump_json() if warm else None)
 

@@ -73,14 +73,28 @@ def run_on_ray(
     if open_jobs:
         _check_equal_resources(open_jobs)
         runs.check_writable()
-        for job in open_jobs[:1]:
-            load_dataset(job.config)  # what is wrong with it shows here, before anything is started
+        check_inputs([job.config for job in open_jobs])
         with contextlib.ExitStack() as stack:
             if cluster is None:
                 progress.stage("starting Ray")
                 cluster = stack.enter_context(connect([job.config for job in open_jobs]))
             results |= train_group(open_jobs, runs, progress, cluster)
     return [results[job.name] for job in jobs]
+
+
+def check_inputs(configs: Sequence[RunConfig]) -> None:
+    """Let what is wrong with data or MLLM folder show here, before anything is started.
+
+    Raises:
+        ValueError: the sentence.
+    """
+    load_dataset(configs[0])
+    asking = next((config for config in configs if config.asks_the_mllm), None)
+    # A hub model is fetched where it is used.
+    if asking is not None and (asking.mllm.path is None or Path(asking.mllm.path).exists()):
+        from saga_ray.scorer.local import run_prompt
+
+        run_prompt(asking)
 
 
 def _check_equal_resources(jobs: Sequence[Job]) -> None:

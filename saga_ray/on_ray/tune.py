@@ -22,12 +22,12 @@ from ray.tune.search.optuna import OptunaSearch
 from saga_ray.config import RunConfig
 from saga_ray.data import load_dataset
 from saga_ray.on_ray.bulletin import bulletin
-from saga_ray.on_ray.cluster import Cluster, available_cores, connect
+from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.resources import max_concurrent, trainer_threads
 from saga_ray.on_ray.serve import scorer_service
 from saga_ray.on_ray.sweep import Range, SweepFile
 from saga_ray.on_ray.sweep_report import write_report
-from saga_ray.on_ray.train import BulletinProgress, Job, ray_storage, run_job, train_group
+from saga_ray.on_ray.train import BulletinProgress, Job, check_inputs, ray_storage, run_job, train_group
 from saga_ray.on_ray.trials import Trial, TrialStore, best_trial, causes, is_settled
 from saga_ray.storage import Storage
 from saga_ray.train.errors import NonFiniteError
@@ -61,16 +61,14 @@ def run_sweep(
     progress = progress or Silent()
     runs = Storage.open(runs_uri)
     store = TrialStore.of(sweep, runs)
-    config = sweep.config({})
     missing = sweep.trials - sum(trial.draws for trial in store.all() if is_settled(trial))
     if missing > 0:
         runs.check_writable()
-        load_dataset(config)  # what is wrong with it shows here, before anything is started
-        concurrent = max_concurrent(config, available_cores(), 0.0) if config.resources.gpus_per_worker == 0 else 1
+        check_inputs([_widest(sweep)])
         with contextlib.ExitStack() as stack:
             if cluster is None:
                 progress.stage("starting Ray")
-                cluster = stack.enter_context(connect([_widest(sweep)], concurrent=min(concurrent, missing)))
+                cluster = stack.enter_context(connect([_widest(sweep)]))
             _search(sweep, missing, runs, store, progress, cluster)
     trials = store.all()
     best = best_trial(trials, sweep.mode)
@@ -120,7 +118,9 @@ def _search(
     for trial in settled:
         search.add_evaluated_point(dict(trial.values), trial.score, error=trial.score is None)
     config = _widest(sweep)
-    concurrent = min(missing, max_concurrent(config, *cluster.total()))
+    num_cpus, num_gpus = cluster.total()
+    # A cluster of our own may announce more CPUs than the machine has cores.
+    concurrent = min(missing, max_concurrent(config, cluster.num_cores or num_cpus, num_gpus))
     if settled or again:
         progress.stage(f"{len(settled)} trials are known, {len(again)} of {missing} others were interrupted or failed")
 

@@ -59,6 +59,7 @@ def ray_cluster() -> Iterator[None]:
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_CHDIR_TO_TRIAL_DIR": "0",
             "OMP_NUM_THREADS": "1",
+            "RAY_worker_niceness": "0",
         }.items():
             patch.setenv(name, value)
         import ray

@@ -50,6 +50,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         "RAY_AUTH_TOKEN": secrets.token_hex(16),
         "RAY_USAGE_STATS_ENABLED": "0",
         "OMP_NUM_THREADS": "1",
+        "RAY_worker_niceness": "0",
     }
     port, dashboard = _free_port(), _free_port()
     command = [

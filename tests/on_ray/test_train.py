@@ -123,6 +123,7 @@ def test_another_config_under_the_name_is_refused_before_ray_starts(
 
 def test_two_workers_equal_one_after_five_steps(ray_cluster: None, small_config: RunConfig, tmp_path: Path) -> None:
     exact = _override(small_config, mllm__dtype="float64", optim__steps=5, loss__metric="proxy-anchor")
+    exact = _override(exact, grpo__group_size=3, evaluation__batch_size=8)
     run_local(exact, tmp_path / "one", "saga")
     run_on_ray([Job(_override(exact, resources__num_workers=2), "saga")], tmp_path / "two")
     for one, two in zip(_steps(tmp_path / "one", "saga"), _steps(tmp_path / "two", "saga"), strict=True):
@@ -136,10 +137,21 @@ def test_two_workers_equal_one_after_five_steps(ray_cluster: None, small_config:
 
 
 def test_a_sentence_of_a_worker_comes_back_as_it_is(ray_cluster: None, small_config: RunConfig, tmp_path: Path) -> None:
-    wrong = _override(small_config, mllm__path=str(tmp_path))
-    with pytest.raises(ValueError, match=r"^mllm\.path: ") as caught:
-        run_on_ray([Job(wrong, "wrong")], tmp_path / "runs")
+    idle = _override(small_config, loss__metric="none", loss__weights__grpo=0.0, loss__weights__alignment=0.0)
+    with pytest.raises(ValueError, match=r"^loss\.metric: none with .* leaves nothing to learn") as caught:
+        run_on_ray([Job(idle, "idle")], tmp_path / "runs")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "idle" / "result.json").exists()
+
+
+def test_a_folder_that_is_no_mllm_is_refused_before_anything_is_written(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"^mllm\.path: ") as caught:
+        run_on_ray([Job(_override(small_config, mllm__path=str(tmp_path / "empty")), "wrong")], tmp_path / "runs")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "wrong").exists()
 
 
 def test_what_no_node_can_hold_is_refused_with_the_keys(

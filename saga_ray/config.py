@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -21,6 +21,16 @@ class Config(BaseModel):
     """Base of every config model: frozen, unknown keys are errors, the text under a field describes it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+Checked = TypeVar("Checked", bound=Config)
+
+
+def _all_said(checked: Checked, problems: list[str]) -> Checked:
+    """`checked` itself, if there are no problems; otherwise all of them at once, one per line."""
+    if problems:
+        raise ValueError("\n".join(problems))
+    return checked
 
 
 class DataConfig(Config):
@@ -72,17 +82,18 @@ class DataConfig(Config):
 
     @model_validator(mode="after")
     def _shards_divide_the_batch(self) -> DataConfig:
+        problems = []
         if self.classes_per_batch % self.num_shards or self.classes_per_batch // self.num_shards < 2:
-            raise ValueError(
+            problems.append(
                 f"data.num_shards: {self.num_shards} must divide data.classes_per_batch ({self.classes_per_batch}) and leave "
                 f"at least 2 classes in each shard; choose a smaller number of shards"
             )
         if self.pairs_per_batch % self.num_shards:
-            raise ValueError(
+            problems.append(
                 f"data.pairs_per_batch: {self.pairs_per_batch} is not a multiple of data.num_shards ({self.num_shards}); "
                 f"choose a multiple, so that every shard has the same number of pairs"
             )
-        return self
+        return _all_said(self, problems)
 
 
 class EncoderConfig(Config):
@@ -114,12 +125,13 @@ class LossWeights(Config):
 
     @model_validator(mode="after")
     def _only_what_is_built(self) -> LossWeights:
+        problems = []
         for key in ("reference_kl", "anchor"):
             if getattr(self, key) > 0:
-                raise ValueError(
+                problems.append(
                     f"loss.weights.{key}: {getattr(self, key)} asks for a loss that is not built yet; set it to 0"
                 )
-        return self
+        return _all_said(self, problems)
 
 
 class PotentialFieldConfig(Config):
@@ -295,16 +307,17 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _keys_agree(self) -> RunConfig:
+        problems = []
         if self.data.num_shards % self.resources.num_workers:
-            raise ValueError(
+            problems.append(
                 f"resources.num_workers: {self.resources.num_workers} does not divide data.num_shards ({self.data.num_shards}); "
                 f"choose a divisor, or raise data.num_shards"
             )
         if self.loss.weights.alignment > 0 and self.encoder.pooler != "attention":
-            raise ValueError(
+            problems.append(
                 f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
                 f"only that pooler has weights to align; set one of the two"
             )
         if self.dataset not in ("demo",) and self.data.root is None:
-            raise ValueError(f"data.root: missing; say where the images of '{self.dataset}' are with --data-root DIR")
-        return self
+            problems.append(f"data.root: missing; say where the images of '{self.dataset}' are with --data-root DIR")
+        return _all_said(self, problems)

@@ -140,7 +140,9 @@ def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
         *branches, leaf = key.split(".")
         level = out
         for branch in branches:
-            level = level.setdefault(branch, {})
+            if not isinstance(level.get(branch), dict):
+                level[branch] = {}  # a value where a group belongs is reported by its key
+            level = level[branch]
         level[leaf] = (
             _merged(level[leaf], value)
             if isinstance(value, Mapping) and isinstance(level.get(leaf), Mapping)
@@ -250,19 +252,37 @@ def resolve(
     recipe = on_top.pop("recipe", None) or recipe or ("demo" if dataset in ("demo", "folder") else "paper")
     choices = (("data set", dataset, DATASETS), ("recipe", recipe, RECIPES), ("method", method, METHODS))
     problems = [sentence for what, value, known in choices if (sentence := check_choice(what, str(value), known))]
-    problems += _unknown_keys(file_values, source) + _unknown_keys(nested(overrides), "--set")
-    if problems and any(line.startswith(("recipe ", "method ")) for line in problems):
-        raise ConfigError("\n".join(problems))
-    known_on_top = _prune(on_top, set(model_keys()))
-    tree = _merged(_merged(recipe_values(recipe), METHODS[method]), known_on_top)
-    tree |= {"dataset": dataset if dataset in DATASETS else "demo", "recipe": recipe, "method": method}
-    try:
-        config = RunConfig.model_validate(tree)
-    except ValidationError as error:
-        problems += _sentences(error)
-    if problems:
-        raise ConfigError("\n".join(problems))
+    problems += _unknown_keys(file_values, source) + _unknown_keys(overrides, "--set")
+    # The rest is checked all the same, on the nearest base that exists, so that every mistake is told at once.
+    base = _merged(recipe_values(recipe if recipe in RECIPES else "demo"), METHODS.get(method, METHODS["saga"]))
+    tree = _merged(base, _prune(on_top, set(model_keys())))
+    tree |= {"dataset": dataset if dataset in DATASETS else "demo", "method": str(method)}
+    tree |= {"recipe": recipe if recipe in RECIPES else "demo"}
+    config, wrong = _validated(tree, base)
+    problems += wrong
+    if problems or config is None:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
     return config
+
+
+def _validated(tree: dict[str, Any], base: Mapping[str, Any]) -> tuple[RunConfig | None, list[str]]:
+    """The config, or every sentence about it: wrong values are put back to `base`'s until cross-checks can run."""
+    problems: list[str] = []
+    while True:
+        try:
+            return RunConfig.model_validate(tree), problems
+        except ValidationError as error:
+            problems += _sentences(error)
+            wrong = [".".join(map(str, item["loc"])) for item in error.errors()]
+            values, defaults = flat(tree), flat(base)
+            # Errors of a list stand at `key.index`, those of a cross-check at its group.
+            bad = {key for key in values for place in wrong if place and f"{key}.".startswith(f"{place}.")}
+            bad |= {key for key in values for place in wrong if place.startswith(f"{key}.")}
+            repaired = {key: value for key, value in values.items() if key not in bad}
+            repaired |= {key: defaults[key] for key in bad if key in defaults}
+            if repaired == values:
+                return None, problems
+            tree = nested(repaired)
 
 
 def with_override(config: RunConfig, key: str, value: Any) -> RunConfig:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +33,16 @@ class Storage:
 
         text = str(uri)
         if "://" not in text:
-            path = str(Path(text).expanduser().resolve())
-            return cls(LocalFileSystem(), path, path)
+            path = Path(text).expanduser().resolve()
+            _check_folder(text, path)
+            return cls(LocalFileSystem(), str(path), str(path))
         try:
             filesystem, root = FileSystem.from_uri(text)
         except Exception as error:  # pyarrow raises several kinds, all of them about the address
-            raise ValueError(
-                f"--runs {text}: cannot be opened ({error}); use a folder or a URI such as s3://bucket/path"
-            ) from None
+            sentence = f"--runs {text}: cannot be opened ({error}); use a folder or a URI such as s3://bucket/path"
+            raise ValueError(_without_password(sentence)) from None
+        if filesystem.type_name == "local":
+            _check_folder(text, Path(root))
         return cls(filesystem, root.rstrip("/"), text)
 
     @property
@@ -48,7 +52,8 @@ class Storage:
 
     def child(self, name: str) -> Storage:
         """The folder `name` below this one."""
-        return Storage(self.filesystem, self._path(name), f"{self.uri.rstrip('/')}/{name}")
+        address, mark, options = self.uri.partition("?")  # s3://bucket/runs?region=...
+        return Storage(self.filesystem, self._path(name), f"{address.rstrip('/')}/{name}{mark}{options}")
 
     def local_path(self, path: str = "") -> Path:
         """Where `path` lies on disk; only for local storage."""
@@ -120,17 +125,43 @@ class Storage:
             self.filesystem.delete_file(target)
 
     def check_writable(self) -> None:
-        """Create the folder and try a file in it.
+        """Try a file in the folder; nothing is left behind, not even a folder that was not there.
 
         Raises:
             ValueError: naming the folder and the reason.
         """
+        missing = (
+            [path for path in (self.local_path(), *self.local_path().parents) if not path.exists()]
+            if self.is_local
+            else []
+        )
         try:
             self.write(".saga-ray-write-test", b"")
             self.delete(".saga-ray-write-test")
         except OSError as error:
             reason = error.strerror or str(error)
-            raise ValueError(f"--runs {self.uri}: cannot be written ({reason}); choose another folder") from None
+            raise ValueError(
+                f"--runs {_without_password(self.uri)}: cannot be written ({reason}); choose another folder"
+            ) from None
+        finally:
+            for path in missing:
+                with contextlib.suppress(OSError):  # another run may have begun to use it
+                    path.rmdir()
+
+
+def _check_folder(text: str, path: Path) -> None:
+    """Refuse a path that a file stands in the way of.
+
+    Raises:
+        ValueError: naming the file.
+    """
+    existing = next((part for part in (path, *path.parents) if os.path.lexists(part)), None)
+    if existing is not None and not existing.is_dir():
+        raise ValueError(f"{text}: {existing} is a file, where a folder is needed; choose another folder")
+
+
+def _without_password(uri: str) -> str:
+    return re.sub(r"://[^/@]*@", "://***@", uri)
 
 
 def _written_beside(target: Path, content: bytes) -> Path:

@@ -100,7 +100,7 @@ def write_gallery(
         hidden=_what_is_hidden(words, shown, totals),
     )
     storage.write("index.html", page.encode())
-    return f"{storage.uri.rstrip('/')}/index.html"
+    return storage.child("index.html").uri
 
 
 _OUTCOMES = {

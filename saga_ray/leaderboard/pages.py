@@ -100,7 +100,7 @@ def write_demo_page(
         commands=list(commands),
     )
     storage.write("index.html", page.encode())
-    return f"{storage.uri.rstrip('/')}/index.html"
+    return storage.child("index.html").uri
 
 
 _VERDICTS = {1: "same", 0: "different"}

@@ -35,7 +35,7 @@ class ResultStore:
     runs: Storage
 
     def add(self, result: Result, per_query: pa.Table | None = None) -> Literal["added", "identical"]:
-        """Store a result, once.
+        """Store a result, once, and bring `leaderboard.parquet` up to date.
 
         The queries are written first, under a name that holds their hash: a row never points to a missing file or to
         another evaluation's queries, whoever is interrupted.
@@ -52,17 +52,21 @@ class ResultStore:
                 result = result.model_copy(update={"per_query_file": self._write_queries(result.key, per_query)})
             created = self.runs.create(path, result.to_json())
             if created and self.runs.is_local:
+                self.rebuild(_silent)
                 return "added"
             # Object stores cannot refuse to overwrite; reading back tells whose row it is now.
         stored = self._read(path)
         if differing := differences(stored, result):
             shown = ", ".join(f"{name} {old} stored, {new} now" for name, (old, new) in differing.items())
             raise Conflict(
-                f"{self.runs.uri}/{path}: '{result.label}' seed {result.seed} on {result.dataset} is recorded with other "
+                f"{self.runs.root}/{path}: '{result.label}' seed {result.seed} on {result.dataset} is recorded with other "
                 f"scores ({shown}; stored {stored.created or 'at an unknown time'} by run '{stored.run}', now run "
                 f"'{result.run}'); nothing was changed: find out which is right, and delete the file to replace it"
             )
-        return "added" if created and stored == result else "identical"
+        if not (created and stored == result):
+            return "identical"
+        self.rebuild(_silent)
+        return "added"
 
     def _write_queries(self, key: str, per_query: pa.Table) -> str:
         import pyarrow as pa
@@ -89,7 +93,7 @@ class ResultStore:
         return results
 
     def _read(self, path: str) -> Result:
-        where = f"{self.runs.uri}/{path}"
+        where = f"{self.runs.root}/{path}"  # not the URI, which may hold a password
         try:
             values = json.loads(self.runs.read(path))
         except ValueError:  # also what is not UTF-8
@@ -132,6 +136,10 @@ class ResultStore:
 
     def _names(self) -> list[str]:
         return [name for name in self.runs.list(FOLDER) if name.endswith(".json") and not name.startswith(".")]
+
+
+def _silent(_: str) -> None:
+    """Whoever reads the board is warned; whoever adds a row did not ask about the others."""
 
 
 def results_table(results: list[Result]) -> pa.Table:

@@ -40,7 +40,8 @@ fi
 
 export UV_HTTP_TIMEOUT=${UV_HTTP_TIMEOUT:-300}
 if [ -n "$uv" ]; then
-    "$uv" pip sync --python .venv/bin/python requirements.lock
+    # Compiled once here: where PYTHONDONTWRITEBYTECODE is set, every process would compile torch and the rest anew.
+    "$uv" pip sync --compile-bytecode --python .venv/bin/python requirements.lock
     "$uv" pip install --quiet --python .venv/bin/python --no-deps --no-build-isolation --editable .
 else
     .venv/bin/python -m pip install --requirement requirements.lock

@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def test_token_offsets_find_every_value_of_both_birds(processor) -> None:
     first, second = world.pool_vectors(np.random.default_rng(1), 2)
     text = words.answer_text(first, second)
     offsets = processor.tokenizer(text, return_offsets_mapping=True)["offset_mapping"]
-    assert offsets[0][0] == 0 and all(a[1] == b[0] for a, b in zip(offsets, offsets[1:], strict=False))
+    assert offsets[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(offsets))
     spoken = [text[slice(*offsets[place])] for place in words.VALUE_POSITIONS]
     values = list(birds.ATTRIBUTES.values())
     assert spoken == [values[i % 10][v] for i, v in enumerate([*first, *second])]

@@ -54,7 +54,7 @@ POSE, FLIP, TURN, SCALE, STRETCH, PLACE_X, PLACE_Y, SCENE, SCENE_X, SCENE_Y, LIG
 NUM_PARAMETERS = 16
 
 GAPS = ("washed-out", "filter", "quarter-turn")
-DRAWING_VERSION = 1
+DRAWING_VERSION = 2
 """Part of every fingerprint; raise it with any change that moves a pixel."""
 ATLAS_REACH = 1.2  # the atlas reaches further than any bird, so that its rim is empty
 
@@ -106,28 +106,28 @@ def _tails(x, y, origin, angle):
     """Distances to the four tails, in the order of the attribute's values; the tail grows along `angle`."""
     u, v = _frame(x, y, origin, angle)
     forked = np.minimum(
-        _polygon(u, v, [(-0.1, -0.08), (0.22, -0.10), (0.56, -0.25), (0.30, 0.01), (-0.1, 0.08)]),
-        _polygon(u, v, [(-0.1, -0.08), (0.30, -0.01), (0.56, 0.25), (0.22, 0.10), (-0.1, 0.08)]),
+        _polygon(u, v, [(-0.1, -0.08), (0.16, -0.12), (0.62, -0.36), (0.22, 0.02), (-0.1, 0.08)]),
+        _polygon(u, v, [(-0.1, -0.08), (0.22, -0.02), (0.62, 0.36), (0.16, 0.12), (-0.1, 0.08)]),
     )
-    wedge = _polygon(u, v, [(-0.12, -0.05), (0.46, -0.36), (0.60, 0.0), (0.46, 0.36), (-0.12, 0.05)])
-    fan = np.maximum(wedge, np.hypot(u + 0.06, v) - 0.54)
-    pointed = _polygon(u, v, [(-0.1, -0.11), (0.12, -0.10), (0.56, 0.0), (0.12, 0.10), (-0.1, 0.11)])
-    square = _polygon(u, v, [(-0.1, -0.11), (0.40, -0.13), (0.40, 0.13), (-0.1, 0.11)])
+    wedge = _polygon(u, v, [(-0.12, -0.05), (0.40, -0.44), (0.62, 0.0), (0.40, 0.44), (-0.12, 0.05)])
+    fan = np.maximum(wedge, np.hypot(u + 0.06, v) - 0.52)
+    pointed = _polygon(u, v, [(-0.1, -0.10), (0.10, -0.09), (0.66, 0.0), (0.10, 0.09), (-0.1, 0.10)])
+    square = _polygon(u, v, [(-0.1, -0.13), (0.30, -0.16), (0.30, 0.16), (-0.1, 0.13)])
     return forked, fan, pointed, square
 
 
 def _bills(x, y, origin, angle):
     """Distances to the four bills, in the order of the attribute's values; the bill grows along `angle`."""
     u, v = _frame(x, y, origin, angle)
-    cone = _polygon(u, v, [(-0.06, -0.13), (0.20, 0.02), (-0.06, 0.12)])
-    dagger = _polygon(u, v, [(-0.06, -0.065), (0.38, 0.0), (-0.06, 0.065)])
-    arc = [(-0.05, 0.0), (0.08, -0.015), (0.17, 0.01), (0.24, 0.07), (0.285, 0.15), (0.30, 0.23)]
+    cone = _polygon(u, v, [(-0.08, -0.17), (0.20, 0.03), (-0.08, 0.16)])
+    dagger = _polygon(u, v, [(-0.06, -0.06), (0.46, 0.0), (-0.06, 0.06)])
+    arc = [(-0.05, -0.03), (0.07, -0.04), (0.16, 0.0), (0.22, 0.08), (0.245, 0.18), (0.235, 0.30)]
     curved = functools.reduce(
         np.minimum,
         (_segment(u, v, arc[i], arc[i + 1], 0.060 - 0.008 * i, 0.052 - 0.008 * i) for i in range(5)),
     )
     spatulate = np.minimum(
-        _segment(u, v, (-0.05, 0.0), (0.20, 0.01), 0.045), _ellipse(u, v, (0.25, 0.015), (0.125, 0.088))
+        _segment(u, v, (-0.05, 0.0), (0.20, 0.01), 0.042), _ellipse(u, v, (0.28, 0.015), (0.135, 0.125))
     )
     return cone, dagger, curved, spatulate
 
@@ -215,7 +215,7 @@ def _draw_pose(x: np.ndarray, y: np.ndarray, pose: int) -> np.ndarray:
 
     on_breast = (bird < 0) & (u > 0.09 - 0.25 * (v - 0.1)) & (skull > 0.0)
     paint(on_breast, BREAST)
-    marks = _pattern_marks(u - 0.3, v - 0.02, ("solid", "spotted", "striped", "barred"), 0.118)
+    marks = _pattern_marks(u - 0.25, v - 0.04, ("solid", "spotted", "striped", "band"), 0.19)
     for value, mark in enumerate(marks):
         rows[on_breast, 1 + value] = np.where(mark, BREAST_MARK, BREAST)[on_breast]
     rows[on_breast, 0] = NAMES.index("breast pattern")
@@ -224,7 +224,7 @@ def _draw_pose(x: np.ndarray, y: np.ndarray, pose: int) -> np.ndarray:
     paint((wing > 0) & (wing < 0.022) & (bird < 0.03), OUTLINE)
     on_wing = wing < 0
     w, z = _frame(x, y, tuple(shoulder - 0.2 * along), tilt)
-    marks = _pattern_marks(w, z, ("solid", "spotted", "barred", "edged"), 0.125, edge=wing)
+    marks = _pattern_marks(w, z, ("solid", "spotted", "barred", "edged"), 0.20, edge=wing)
     for value, mark in enumerate(marks):
         rows[on_wing, 1 + value] = np.where(mark, WING_MARK, WING)[on_wing]
     rows[on_wing, 0] = NAMES.index("wing pattern")
@@ -241,15 +241,16 @@ def _pattern_marks(u, v, patterns, period, edge=None):
     """Where each pattern is marked, for coordinates along (u) and across (v) the body."""
     row = np.round(v / period)
     shifted = u - 0.5 * period * (row % 2)
-    spot = np.hypot(shifted - np.round(shifted / period) * period, v - row * period) < 0.34 * period
+    spot = np.hypot(shifted - np.round(shifted / period) * period, v - row * period) < 0.33 * period
     marks = {
         "solid": np.zeros(u.shape, bool),
         "spotted": spot,
         "striped": np.abs(v - np.round(v / period) * period) < 0.23 * period,
-        "barred": np.abs(u - np.round(u / period) * period) < 0.23 * period,
+        "barred": np.abs(u - np.round(u / period) * period) < 0.25 * period,
+        "band": np.abs(u) < 0.40 * period,
     }
     if edge is not None:
-        marks["edged"] = edge > -0.055
+        marks["edged"] = edge > -0.06
     return [marks[name] for name in patterns]
 
 

@@ -18,7 +18,7 @@ from saga_ray.mllm.demo.folder import WEIGHTS, save_folder
 from saga_ray.mllm.demo.training import StagePlan, load_learner, read_about, run_stage
 
 PLANS = {
-    "tower": StagePlan("tower", num_steps=1300, lr=1.5e-3),
+    "tower": StagePlan("tower", num_steps=4500, lr=1.5e-3),
     "practice": StagePlan("practice", num_steps=800, lr=2e-3),
     "pairs": StagePlan("pairs", num_steps=1200, lr=1e-3),
 }

@@ -106,6 +106,57 @@ def small_config(tokenizer: PreTrainedTokenizerFast, *, num_layers: int = 4, hid
     )  # fmt: skip
 
 
+def qwen3_vl_8b_scaled_down(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig:
+    """Every setting of Qwen3-VL-8B-Instruct's config; widths, heads and vocabulary divided, depths and structure kept."""
+    return Qwen3VLConfig(
+        architectures=["Qwen3VLForConditionalGeneration"],
+        text_config=dict(
+            attention_bias=False,
+            attention_dropout=0.0,
+            bos_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+            eos_token_id=tokenizer.eos_token_id,
+            head_dim=16,  # 128
+            hidden_act="silu",
+            hidden_size=32,  # 4096
+            initializer_range=0.02,
+            intermediate_size=96,  # 12288
+            max_position_embeddings=262144,
+            num_attention_heads=4,  # 32, four per key head as here
+            num_hidden_layers=36,
+            num_key_value_heads=1,  # 8
+            rms_norm_eps=1e-6,
+            rope_parameters={
+                "rope_type": "default",
+                "rope_theta": 5000000.0,
+                "mrope_interleaved": True,
+                "mrope_section": [4, 2, 2],  # [24, 20, 20]
+            },
+            use_cache=True,
+            vocab_size=len(tokenizer) + 3,  # 151936, also more than the tokenizer has
+        ),
+        vision_config=dict(
+            deepstack_visual_indexes=[8, 16, 24],
+            depth=27,
+            hidden_act="gelu_pytorch_tanh",
+            hidden_size=32,  # 1152
+            in_channels=3,
+            initializer_range=0.02,
+            intermediate_size=64,  # 4304
+            num_heads=2,  # 16
+            num_position_embeddings=2304,
+            out_hidden_size=32,  # 4096
+            patch_size=16,
+            spatial_merge_size=2,
+            temporal_patch_size=2,
+        ),
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        video_token_id=tokenizer.convert_tokens_to_ids("<|video_pad|>"),
+        vision_start_token_id=tokenizer.convert_tokens_to_ids("<|vision_start|>"),
+        vision_end_token_id=tokenizer.convert_tokens_to_ids("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )  # fmt: skip
+
+
 def fill_(model: torch.nn.Module, seed: int) -> None:
     """Give every parameter non-zero random values, so that no path is dead."""
     generator = torch.Generator().manual_seed(seed)
@@ -192,24 +243,43 @@ def small_mllm_folder(
     """
     path = Path(path)
     tokenizer = small_tokenizer()
-    config = small_config(tokenizer, num_layers=num_layers, hidden=hidden)
-    model = Qwen3VLForConditionalGeneration(config).eval()
+    model = Qwen3VLForConditionalGeneration(small_config(tokenizer, num_layers=num_layers, hidden=hidden)).eval()
     fill_(model, seed)
     prompt = saga_prompt(max_new_tokens)
     teach_the_form_(model, tokenizer, prompt, seed)
+    _save(model, tokenizer, path, patch_size=8, image_size=IMAGE_SIZE)
+    if own_prompt:
+        (path / "saga_prompt.yaml").write_text(yaml.safe_dump(prompt, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def scaled_down_8b_folder(path: str | Path, seed: int = 0) -> Path:
+    """Write Qwen3-VL-8B scaled down, without a prompt of its own: what `recipe: paper` meets; 224 pixels make 7 x 7 tokens."""
+    tokenizer = small_tokenizer()
+    model = Qwen3VLForConditionalGeneration(qwen3_vl_8b_scaled_down(tokenizer)).eval()
+    fill_(model, seed)
+    _save(model, tokenizer, Path(path), patch_size=16, image_size=224)
+    return Path(path)
+
+
+def _save(
+    model: Qwen3VLForConditionalGeneration,
+    tokenizer: PreTrainedTokenizerFast,
+    path: Path,
+    *,
+    patch_size: int,
+    image_size: int,
+) -> None:
     # Defaults that a checkpoint may carry and that must never reach our sampler.
     model.generation_config = GenerationConfig(
         eos_token_id=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id, do_sample=True, top_k=1, top_p=0.001
     )
     model.save_pretrained(path)
-    pixels = {"patch_size": 8, "merge_size": 2, "temporal_patch_size": 2}
-    size = {"shortest_edge": IMAGE_SIZE**2, "longest_edge": IMAGE_SIZE**2}
+    pixels = {"patch_size": patch_size, "merge_size": 2, "temporal_patch_size": 2}
+    size = {"shortest_edge": image_size**2, "longest_edge": image_size**2}
     Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels, size=size, image_mean=[0.5] * 3, image_std=[0.5] * 3),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(**pixels),
         chat_template=CHAT_TEMPLATE,
     ).save_pretrained(path)
-    if own_prompt:
-        (path / "saga_prompt.yaml").write_text(yaml.safe_dump(prompt, sort_keys=False), encoding="utf-8")
-    return path

@@ -86,15 +86,7 @@ def connect(configs: Sequence[RunConfig], *, concurrent: int = 1) -> Iterator[Cl
         num_cores = available_cores()
         for name, value in _QUIET_ALONE.items():
             os.environ.setdefault(name, value)
-        ray.init(
-            address="local",
-            num_cpus=logical_cpus(configs, concurrent, num_cores),
-            # Train's cleaner of placement groups asks the dashboard; without one it complains every second.
-            include_dashboard=True,
-            dashboard_host="127.0.0.1",
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
+        _start(logical_cpus(configs, concurrent, num_cores))
         try:
             _check(configs, concurrent)
             yield Cluster(started=True, num_cores=num_cores)
@@ -105,6 +97,26 @@ def connect(configs: Sequence[RunConfig], *, concurrent: int = 1) -> Iterator[Cl
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+def _start(num_cpus: int, attempts: int = 3) -> None:
+    for attempt in range(1, attempts + 1):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                # Train's cleaner of placement groups asks the dashboard; without one it complains every second.
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:
+            # Ray gives a node 30 s to start, which a busy laptop can miss; there is no setting for it.
+            if "timed out during startup" not in str(error) or attempt == attempts:
+                raise
+            ray.shutdown()
 
 
 def _join() -> None:

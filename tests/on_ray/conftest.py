@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,22 +72,31 @@ def ray_cluster() -> Iterator[None]:
         # Ray reads RAY_AUTH_MODE when it is imported, which has happened already; this makes it look again.
         assert maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
         store = 150 * 1024 * 1024
-        cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 4,
-                "labels": {GROUP_LABEL: "training"},
-                "object_store_memory": store,
-                "include_dashboard": True,
-            },
-        )
+        head = {
+            "num_cpus": 4,
+            "labels": {GROUP_LABEL: "training"},
+            "object_store_memory": store,
+            "include_dashboard": True,
+        }
+        cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
-            cluster.add_node(num_cpus=2, labels={GROUP_LABEL: "scoring"}, object_store_memory=store)
+            _patiently(lambda: cluster.add_node(num_cpus=2, labels={GROUP_LABEL: "scoring"}, object_store_memory=store))
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
             yield
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def _patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 s to start, which a busy machine can miss; there is no setting for it."""
+    for _ in range(3):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
 
 
 def processes_of(session: str) -> list[str]:

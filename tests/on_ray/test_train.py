@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,30 @@ def test_two_workers_equal_one_after_five_steps(ray_cluster: None, small_config:
         assert one[name].dtype == torch.float64
         error = (one[name] - two[name]).norm() / one[name].norm().clamp_min(1e-30)
         assert error < 1e-8, name
+
+
+@pytest.mark.slow
+def test_a_worker_killed_at_work_changes_nothing_but_time(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+) -> None:
+    class Killer(Heard):
+        """Ends the worker once, between two checkpoints."""
+
+        def step(self, step: int, num_steps: int, metrics: dict) -> None:
+            super().step(step, num_steps, metrics)
+            if self.steps == [1, 2, 3]:
+                os.kill(int(metrics["trainer/process"].rsplit(":", 1)[1]), signal.SIGKILL)
+
+    longer = _override(small_config, optim__steps=7)
+    run_local(longer, tmp_path / "local", "saga")
+    killer = Killer()
+    run_on_ray([Job(longer, "saga")], tmp_path / "ray", killer)
+    assert killer.steps.count(3) == 2 or killer.steps.count(4) == 2, "the worker was not ended before its last step"
+    here, there = _steps(tmp_path / "local", "saga"), _steps(tmp_path / "ray", "saga")
+    assert [_numbers(line) for line in here] == [_numbers(line) for line in there]
+    assert len({line["trainer/process"] for line in there}) == 2
+    local, remote = _weights(tmp_path / "local", "saga"), _weights(tmp_path / "ray", "saga")
+    assert all(torch.equal(local[name], remote[name]) for name in local)
 
 
 def test_a_sentence_of_a_worker_comes_back_as_it_is(ray_cluster: None, small_config: RunConfig, tmp_path: Path) -> None:

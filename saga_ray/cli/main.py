@@ -16,7 +16,7 @@ import click
 
 import saga_ray
 
-OK, FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
 VERBS = {
     "train": "Train one encoder and add its row to the leaderboard.",
@@ -103,7 +103,7 @@ def run(args: list[str]) -> int:
     except BrokenPipeError:
         # Whoever read our output has gone; python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return BROKEN_PIPE
+        return FAILED
     except Exception as error:
         return _report(error, debug)
 

@@ -90,8 +90,8 @@ def check_inputs(configs: Sequence[RunConfig]) -> None:
     """
     load_dataset(configs[0])
     asking = next((config for config in configs if config.asks_the_mllm), None)
-    # A hub model is fetched where it is used.
-    if asking is not None and (asking.mllm.path is None or Path(asking.mllm.path).exists()):
+    # A pinned hub model is fetched where it is used.
+    if asking is not None and (asking.mllm.revision is None or Path(str(asking.mllm.path)).exists()):
         from saga_ray.scorer.local import run_prompt
 
         run_prompt(asking)

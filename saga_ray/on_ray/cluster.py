@@ -114,7 +114,8 @@ def _start(num_cpus: int, attempts: int = 3) -> None:
             return
         except Exception as error:
             # Ray gives a node 30 s to start, which a busy laptop can miss; there is no setting for it.
-            if "timed out during startup" not in str(error) or attempt == attempts:
+            is_slow = "timed out during startup" in str(error) or "dashboard.log" in str(error)
+            if not is_slow or attempt == attempts:
                 raise
             ray.shutdown()
 

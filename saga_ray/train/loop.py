@@ -149,9 +149,8 @@ class Trainer:
         self.position = checkpoint.state["position"] if checkpoint else 0
         """Next micro-batch of the plan."""
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
-        probe_NHWC = np.array(dataset.train.source.load([0, 1], config.data.image_size))
         metric_loss = build_metric_loss(config.loss, len(dataset.train.class_names), _width(encoder), config.seed)
-        self._freeze_unreached(encoder, torch.from_numpy(probe_NHWC).to(context.device), metric_loss)
+        self._freeze_unreached(encoder, metric_loss)
         if metric_loss is not None:
             metric_loss = metric_loss.to(context.device, encoder.tower.dtype)
         self.model = Model(encoder, metric_loss)
@@ -248,10 +247,15 @@ class Trainer:
             return checkpoint.tensors["snapshot"]["class_centroids"].numpy()
         table, config = self.dataset.train, self.config
         self.progress.stage(f"embedding {len(table)} training images to find neighbouring classes")
-        embeddings_NE = embed_table(encoder, table, config.data.image_size, config.evaluation.batch_size, self.context)
+        embeddings_NE = embed_table(
+            encoder, table, config.data.image_size, config.evaluation.batch_size, self.context, skip_broken=True
+        )
         return class_centroids(embeddings_NE, table.labels_N)
 
-    def _freeze_unreached(self, encoder: Encoder, images_NHWC: Tensor, metric_loss: nn.Module | None) -> None:
+    def _freeze_unreached(self, encoder: Encoder, metric_loss: nn.Module | None) -> None:
+        size = self.config.data.image_size
+        images_NHWC = torch.randint(0, 256, (2, size, size, 3), generator=torch.Generator().manual_seed(0))
+        images_NHWC = images_NHWC.to(self.context.device, torch.uint8)
         names = freeze_unreached(encoder, images_NHWC, self.config.loss.weights, metric_loss is not None)
         if names and self.context.rank == 0:
             logger.info(

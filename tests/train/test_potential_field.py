@@ -56,6 +56,7 @@ def test_loss_of_two_images_and_two_proxies_worked_by_hand() -> None:
     near = (DELTA / _chord(20)) ** 2 - 1  # the two images, closer than delta (0.347)
     pulled = [-((DELTA / _chord(60)) ** 2), -((DELTA / _chord(160)) ** 2)]
     # Image 0 and proxy 1 (180), image 1 and proxy 0 (40 degrees, 0.684), the proxies (120): farther than delta, nothing.
+    # Every distance is felt from both ends; each image feels one attraction, that of its proxy.
     assert value.item() == pytest.approx(2 * (near + sum(pulled)) / 2)
 
 
@@ -73,7 +74,8 @@ def test_equals_the_definition_charge_by_charge() -> None:
                 distance = (here - there).norm()
                 psi = attraction if label == other else repulsion
                 total += psi(distance, ALPHA, 0.9).item()
-    assert loss(embeddings_NE, labels_N).item() == pytest.approx(total / 9)
+    attractions = 2 * (1 + 2) + 3 * (2 + 2) + 2 * (1 + 2) + 2 * (1 + 2)  # images of a class x (others + proxies)
+    assert loss(embeddings_NE, labels_N).item() == pytest.approx(total / attractions)
 
 
 def test_gradient_draws_its_class_together_and_pushes_others_apart() -> None:

@@ -32,14 +32,15 @@ def repulsion(distance: Tensor, alpha: float, delta: float) -> Tensor:
 class PotentialField(nn.Module):
     """Total potential of all charges: the embeddings of the batch and M proxies of every class.
 
-    U = (1 / N) (sum_i Psi_{y_i}(z_i) + sum_{j,k} Psi_j(p_{j,k})), where the field of class c at a charge r is
+    U = (1 / A) (sum_i Psi_{y_i}(z_i) + sum_{j,k} Psi_j(p_{j,k})), where the field of class c at a charge r is
     Psi_c(r) = sum of psi_att(|r - z|) over charges z of class c + sum of psi_rep(|r - z|) over the charges of other
     classes. Distances are Euclidean between vectors of length 1; gradients reach both ends of every distance.
 
-    Where the paper's summaries are silent: a charge does not feel itself; the sums are divided by the number of images
-    N alone, so that the loss is a mean over the batch and the balance of all terms is the paper's; distances are
-    measured in units of delta and the repulsion is shifted to end at 0, a constant factor and a constant, which leave
-    the forces' balance as it is; proxies are normalised wherever they are used; they start as random directions.
+    Where the paper's summaries are silent: a charge does not feel itself; the sums are divided by one number, the
+    attractions A that the batch's images feel, so that the balance of all terms is the paper's while the size of the loss
+    depends neither on the batch nor on the number of classes; distances are measured in units of delta and the
+    repulsion is shifted to end at 0, a constant factor and a constant; proxies are normalised wherever they are used;
+    they start as random directions.
     """
 
     def __init__(self, num_classes: int, dim: int, config: PotentialFieldConfig) -> None:
@@ -48,7 +49,7 @@ class PotentialField(nn.Module):
         self.proxies = nn.Parameter(F.normalize(torch.randn(num_classes, config.proxies_per_class, dim), dim=-1))
 
     def forward(self, embeddings_NE: Tensor, labels_N: Tensor) -> Tensor:
-        """Mean potential per image.
+        """Total potential per attraction that an image feels.
 
         Args:
             embeddings_NE: of length 1.
@@ -67,7 +68,8 @@ class PotentialField(nn.Module):
             repulsion(distance_CC, self.alpha, self.delta),
         )
         potential_CC = potential_CC.masked_fill(torch.eye(len(charges_CE), dtype=torch.bool, device=labels_N.device), 0)
-        return potential_CC.sum() / len(embeddings_NE)
+        num_attractions = same_CC[: len(embeddings_NE)].sum() - len(embeddings_NE)
+        return potential_CC.sum() / num_attractions
 
 
 def _distances(unit_CE: Tensor) -> Tensor:

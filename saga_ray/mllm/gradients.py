@@ -186,14 +186,15 @@ def naive_score(
     policy: Policy,
     loss_sum: LossSum,
     *,
+    pairs: Sequence[int],
     replay_support: bool,
 ) -> Scored:
     """The slow obvious version: every answer with its own copy of the prompt, the library's forward, plain autograd."""
-    num_pairs = len(tokens_P2LTD)
-    num_answers = len(completions.token_ids_SR) // num_pairs
+    num_answers = len(completions.token_ids_SR) // len(tokens_P2LTD)
     prompt = torch.tensor(layout.prompt_ids(mllm.model.config.image_token_id), device=mllm.device)
-    grads, log_probs = [], []
-    for pair in range(num_pairs):
+    grads = torch.zeros_like(tokens_P2LTD, requires_grad=False)
+    log_probs = []
+    for pair in pairs:
         group = slice(pair * num_answers, (pair + 1) * num_answers)
         ids_GR = completions.token_ids_SR[group]
         tokens_2LTD = tokens_P2LTD[pair].detach().requires_grad_()
@@ -204,9 +205,9 @@ def naive_score(
         log_probs_GR = torch.zeros(ids_GR.shape, dtype=log_probs_N.dtype, device=mllm.device)
         log_probs_GR = log_probs_GR.masked_scatter(mask_GR, log_probs_N)
         loss = loss_sum(log_probs_GR, advantages_S[group], mask_GR)
-        grads.append(torch.autograd.grad(loss, tokens_2LTD)[0])
+        grads[pair] = torch.autograd.grad(loss, tokens_2LTD)[0]
         log_probs.append(log_probs_GR.detach().double().sum(dim=1))
-    return Scored(torch.cat(log_probs), torch.stack(grads), [[None, None]] * len(completions.token_ids_SR))
+    return Scored(torch.cat(log_probs), grads, [[None, None]] * (len(pairs) * num_answers))
 
 
 def naive_hidden(mllm: FrozenMLLM, layout: Layout, prompt: Tensor, tokens_2LTD: Tensor, ids_GR: Tensor) -> Tensor:

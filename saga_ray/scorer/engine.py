@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from saga_ray import __version__
 from saga_ray.config import RunConfig
-from saga_ray.mllm.answers import Answer, parse_answer, tokens_of_span
-from saga_ray.mllm.frozen import FrozenMLLM, Layout
-from saga_ray.mllm.gradients import Policy, Scored, naive_score, score_shared
+from saga_ray.mllm.answers import Answer
+from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
+from saga_ray.mllm.gradients import Policy
 from saga_ray.mllm.prompt import Prompt, prompt_texts
 from saga_ray.mllm.sampling import Completions, given, sample, uniform_numbers
 from saga_ray.mllm.text import TokenTexts
-from saga_ray.rl.grpo import group_advantages, grpo_loss_sum
+from saga_ray.rl.grpo import group_advantages
 from saga_ray.rl.rewards import verdict_rewards
+from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged
+from saga_ray.scorer.judge import Judge
 from saga_ray.scorer.wire import dtype_name
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult
 
@@ -37,12 +40,9 @@ class _Chunk:
     completions: Completions
     texts: list[str]
     answers: list[Answer]
-    log_probs_PG: Tensor
     rewards_PG: Tensor
     advantages_PG: Tensor
-    token_grads_P2LTD: Tensor
-    attention_sum_P2T: Tensor
-    attention_count_P2: Tensor
+    found: Differentiated
 
 
 class ScoringEngine:
@@ -57,20 +57,21 @@ class ScoringEngine:
     ) -> None:
         self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
         self.texts = prompt_texts(prompt, mllm.tokenizer)
-        self.policy = Policy(config.grpo.temperature, config.grpo.top_p)
         self.max_new_tokens = min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
         self.capture_layer = attention_layer(config.alignment.layer_depth, mllm.num_layers)
-        self._token_texts = TokenTexts(mllm.tokenizer)
+        self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
+        policy = Policy(config.grpo.temperature, config.grpo.top_p)
+        self._differentiate = Differentiator(mllm, policy, path, self.capture_layer)
         self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
-        self._weights = mllm.weights_hash()
+        self._weights, self._code = mllm.weights_hash(), code_hash()
         self._process = f"{socket.gethostname()}:{os.getpid()}"
 
     def describe(self) -> dict[str, str]:
         """Identity: what decides the numbers, and where they are computed."""
         return {
             "weights": self._weights,
-            "prompt": str(hash_text("\x1f".join(self.texts))),
-            "code": __version__,
+            "prompt": hashlib.sha256("\x1f".join(self.texts).encode("utf-8")).hexdigest()[:16],
+            "code": self._code,
             "dtype": dtype_name(self.mllm.dtype),
             "device": self.mllm.device.type,
             "path": self.path,
@@ -115,32 +116,22 @@ class ScoringEngine:
             prefix = self.mllm.prefill(tokens_P2LTD, layout, constant)
         with self._timed(seconds, "sample"):
             completions = self._completions(request, chosen, layout, prefix)
-        texts, answers = self._read(completions)
+        texts, answers = self._judge.read(completions)
         rewards_PG = self._rewards(request, chosen, pairs, answers)
         advantages_PG = group_advantages(rewards_PG, min_std=self.config.grpo.min_std)
+        rows = self._judge.attention_rows(completions, answers, rewards_PG)
+        judged = Judged(layout, prefix, tokens_P2LTD, completions, advantages_PG, rows, request.answers is None)
         with self._timed(seconds, "gradient"):
-            log_probs_PG, grads, sums, counts = self._differentiate(
-                request, layout, prefix, tokens_P2LTD, completions, answers, rewards_PG, advantages_PG
-            )
-        return _Chunk(completions, texts, answers, log_probs_PG, rewards_PG, advantages_PG, grads, sums, counts)
+            found = self._differentiate(judged, options)
+        return _Chunk(completions, texts, answers, rewards_PG, advantages_PG, found)
 
-    def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Any) -> Completions:
+    def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Prefix) -> Completions:
         if request.answers is not None:
             return given(self.mllm, [text for group in request.answers[chosen] for text in group])
         numbers = [pair.number for pair in request.pairs[chosen]]
-        group_size = self.config.grpo.group_size
-        uniform = uniform_numbers(request.seed, request.micro_batch, numbers, group_size, self.max_new_tokens)
-        return sample(self.mllm, layout, prefix, uniform, temperature=self.policy.temperature, top_p=self.policy.top_p)
-
-    def _read(self, completions: Completions) -> tuple[list[str], list[Answer]]:
-        """Texts without the end token, and what they say; a cut answer says nothing."""
-        texts, answers = [], []
-        ended = completions.ended_S.tolist()
-        for ids, has_end in zip(completions.token_ids_SR.tolist(), ended, strict=True):
-            written = [i for i in ids if i >= 0]
-            texts.append(self._token_texts.decode(written[:-1] if has_end else written))
-            answers.append(parse_answer(texts[-1], self.prompt.verdict_key) if has_end else Answer(-1))
-        return texts, answers
+        grpo = self.config.grpo
+        uniform = uniform_numbers(request.seed, request.micro_batch, numbers, grpo.group_size, self.max_new_tokens)
+        return sample(self.mllm, layout, prefix, uniform, temperature=grpo.temperature, top_p=grpo.top_p)
 
     def _rewards(
         self, request: ScoreRequest, chosen: slice, pairs: Sequence[ImagePair], answers: list[Answer]
@@ -150,87 +141,6 @@ class ScoringEngine:
         verdicts_PG = torch.tensor([answer.verdict for answer in answers], device=self.mllm.device)
         same_P = torch.tensor([pair.same_class for pair in pairs], device=self.mllm.device)
         return verdict_rewards(verdicts_PG.view(len(pairs), -1), same_P)
-
-    def _differentiate(
-        self,
-        request: ScoreRequest,
-        layout: Layout,
-        prefix: Any,
-        tokens_P2LTD: Tensor,
-        completions: Completions,
-        answers: list[Answer],
-        rewards_PG: Tensor,
-        advantages_PG: Tensor,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log-probs, token gradients, attention sums and counts; only pairs that contribute are run with a graph."""
-        num_pairs, num_answers = advantages_PG.shape
-        contributes_P = (advantages_PG != 0).any(dim=1).tolist()
-        active = [p for p in range(num_pairs) if contributes_P[p]]
-        silent = [p for p in range(num_pairs) if not contributes_P[p]]
-        options, is_given = request.options, request.answers is not None
-        log_probs_PG = completions.log_probs_S.view(num_pairs, num_answers).clone()
-        grads = torch.zeros_like(tokens_P2LTD, requires_grad=False)
-        wide = torch.promote_types(self.mllm.dtype, torch.float32)
-        sums_P2T = torch.zeros(num_pairs, 2, layout.num_visual, dtype=wide, device=self.mllm.device)
-        counts_P2 = torch.zeros(num_pairs, 2, dtype=torch.int64, device=self.mllm.device)
-        rows = None
-        if options.attention:
-            rows = self._attention_rows(completions, answers, (rewards_PG > 0).flatten().tolist())
-
-        def run(pairs: list[int], with_grad: bool, capture: bool) -> Scored:
-            return score_shared(
-                self.mllm, layout, prefix, tokens_P2LTD if with_grad else None, completions, advantages_PG.flatten(),
-                self.policy, grpo_loss_sum, pairs=pairs, replay_support=not is_given,
-                capture_layer=self.capture_layer if capture else None, rows=rows,
-            )  # fmt: skip
-
-        if silent and is_given:  # nobody sampled them, so nobody knows their probability yet
-            log_probs_PG[silent] = run(silent, False, False).log_probs_S.view(-1, num_answers)
-        if active and (options.gradient or options.attention or is_given):
-            naive = self.path == "naive"
-            scored = run(active, options.gradient and not naive, options.attention)
-            if options.gradient and not naive:
-                grads = scored.token_grads_P2LTD
-            if options.gradient and naive:
-                part = naive_score(
-                    self.mllm, layout, tokens_P2LTD[active], _rows_of(completions, active, num_answers),
-                    advantages_PG[active].flatten(), self.policy, grpo_loss_sum, replay_support=not is_given,
-                )  # fmt: skip
-                grads[active] = part.token_grads_P2LTD
-                scored = Scored(part.log_probs_S, None, scored.attention)
-            if is_given:
-                log_probs_PG[active] = scored.log_probs_S.view(-1, num_answers)
-            if rows is not None:
-                for place, sums in enumerate(scored.attention):
-                    pair, answer = active[place // num_answers], place % num_answers
-                    for image, sum_T in enumerate(sums):
-                        if sum_T is not None:
-                            sums_P2T[pair, image] += sum_T
-                            counts_P2[pair, image] += len(rows[pair * num_answers + answer][image])
-        return log_probs_PG, grads.detach(), sums_P2T, counts_P2
-
-    def _attention_rows(
-        self, completions: Completions, answers: list[Answer], correct: list[bool]
-    ) -> list[tuple[list[int], list[int]]]:
-        """Per answer and image, the rows whose attention counts: those of attribute values in correct answers.
-
-        Row i of an answer is fed token i - 1 and predicts token i (0-based; row 0 is fed the last prompt token). So the
-        token itself looks from row i + 1, its predictor from row i.
-        """
-        shift = 1 if self.config.alignment.rows == "token" else 0
-        ids_SR = completions.token_ids_SR.tolist()
-        out = []
-        for ids, answer, is_correct in zip(ids_SR, answers, correct, strict=True):
-            rows: tuple[list[int], list[int]] = ([], [])
-            if is_correct and answer.spans:
-                written = [i for i in ids if i >= 0]
-                ends = self._token_texts.ends(written[:-1])
-                for image in (0, 1):
-                    tokens = {t for s in answer.spans if s.image == image for t in tokens_of_span(ends, s)}
-                    # The last token is never fed, but it is the end and describes nothing.
-                    rows[image].extend(sorted(t + shift for t in tokens))
-            out.append(rows)
-        return out
 
     def _joined(self, request: ScoreRequest, chunks: list[_Chunk], seconds: Counter[str]) -> ScoreResult:
         num_pairs = len(request.pairs)
@@ -245,7 +155,7 @@ class ScoringEngine:
         _, num_levels, num_visual, width = request.tokens.tokens_NLTD.shape
 
         def joined(name: str, *empty: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            parts = [getattr(chunk, name).cpu() for chunk in chunks]
+            parts = [getattr(chunk if hasattr(chunk, name) else chunk.found, name).cpu() for chunk in chunks]
             return torch.cat(parts) if parts else torch.zeros(0, *empty, dtype=dtype)
 
         answers = [answer for chunk in chunks for answer in chunk.answers]
@@ -263,7 +173,6 @@ class ScoringEngine:
             "zero_advantage_pairs": int((advantages_PG == 0).all(dim=1).sum()),
             **{f"seconds/{stage}": seconds[stage] for stage in ("prefill", "sample", "gradient")},
         }
-        wide = torch.promote_types(self.mllm.dtype, torch.float32)
         return ScoreResult(
             texts_PG=tuple(tuple(texts[p * num_answers : (p + 1) * num_answers]) for p in range(num_pairs)),
             token_ids_PGR=ids_SR.view(num_pairs, num_answers, longest),
@@ -274,7 +183,7 @@ class ScoringEngine:
             well_formed_PG=verdicts_PG >= 0,
             verdicts_PG=verdicts_PG,
             token_grads_P2LTD=joined("token_grads_P2LTD", 2, num_levels, num_visual, width, dtype=self.mllm.dtype),
-            attention_sum_P2T=joined("attention_sum_P2T", 2, num_visual, dtype=wide),
+            attention_sum_P2T=joined("attention_sum_P2T", 2, num_visual, dtype=self.mllm.logit_dtype),
             attention_count_P2=joined("attention_count_P2", 2, dtype=torch.int64),
             counters=counters,
         )
@@ -325,19 +234,14 @@ def attention_layer(depth: float, num_layers: int) -> int:
     return min(max(round(depth * num_layers), 1), num_layers) - 1
 
 
-def hash_text(text: str) -> str:
-    """16 hex digits."""
-    import hashlib
-
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()[:16]
-
-
-def _rows_of(completions: Completions, pairs: list[int], num_answers: int) -> Completions:
-    rows = torch.tensor([p * num_answers + g for p in pairs for g in range(num_answers)])
-    rows = rows.to(completions.token_ids_SR.device)
-    return Completions(
-        completions.token_ids_SR[rows], completions.support_SR[rows], completions.log_probs_S[rows], completions.ended_S[rows]
-    )  # fmt: skip
+def code_hash() -> str:
+    """16 hex digits over the source of everything that decides a score."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent.parent
+    for folder in ("mllm", "rl", "scorer"):
+        for path in sorted((package / folder).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
 
 
 @contextmanager

@@ -24,17 +24,17 @@ def test_the_papers_recipe_scores_qwen3_vl_8b_scaled_down(tmp_path: Path) -> Non
         "grpo.max_new_tokens": 8,
         "grpo.group_size": 2,
     }
-    config = resolve("cub", overrides=overrides)
+    config = resolve("cars", overrides=overrides)
     assert (config.recipe, config.grpo.temperature, config.grpo.top_p) == ("paper", 0.7, 0.95)
     engine = build_engine(config)
     assert engine.capture_layer == 25, "the 26th of 36"
-    assert "- under tail color" in engine.texts[0]
+    assert "- fenders and wheel arches" in engine.texts[0]
     tokens = VisualTokens(torch.randn(2, 4, 49, 32, dtype=torch.float64), (7, 7))
     pairs = (ImagePair(0, 1, True, 0),)
     sampled = LocalScorer(engine).score(ScoreRequest(0, 0, pairs, tokens))
     assert sampled.num_tokens_PG.max() <= 8
 
-    group = (small_answer("hooked", "plain", "hooked", "plain", "yes").replace('"same"', '"same_species"'), "no idea")
+    group = (small_answer("hooked", "plain", "hooked", "plain", "yes").replace('"same"', '"same_model"'), "no idea")
     request = ScoreRequest(0, 0, pairs, tokens, answers=(group,))
     shared = engine.score(request)
     naive = ScoringEngine(engine.mllm, engine.prompt, config, path="naive").score(request)

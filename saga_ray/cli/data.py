@@ -51,5 +51,5 @@ def show(words: tuple[str, ...], data_root: str | None, assignments: tuple[str, 
     if picture is not None:
         from saga_ray.data.contact_sheet import write_contact_sheet
 
-        write_contact_sheet(dataset.test, picture, size=config.data.image_size)
+        write_contact_sheet(dataset.test, picture)
         say(f"Wrote {picture}")

@@ -161,5 +161,7 @@ def progress(stream: TextIO | None = None) -> Bar | Lines:
 
 
 def scores_line(scores: Mapping[str, float]) -> str:
-    """Scores in percent, in one line."""
-    return "  ".join(f"{name} {100 * value:.1f}" for name, value in scores.items())
+    """Scores in percent, in one line; always in the same order."""
+    from saga_ray.leaderboard.board import score_order
+
+    return "  ".join(f"{name} {100 * scores[name]:.1f}" for name in sorted(scores, key=score_order))

@@ -10,7 +10,7 @@ from saga_ray.types import ImageTable
 
 
 def contact_sheet(
-    table: ImageTable, *, size: int, num_classes: int = 6, num_images: int = 8, gap: int = 4
+    table: ImageTable, *, size: int = 128, num_classes: int = 6, num_images: int = 8, gap: int = 4
 ) -> np.ndarray:
     """Images of evenly spaced classes as one uint8 (height, width, 3) picture, a class per row, on white."""
     chosen = np.unique(np.linspace(0, len(table.class_names) - 1, num_classes).round().astype(int))
@@ -24,7 +24,7 @@ def contact_sheet(
     return sheet_HWC
 
 
-def write_contact_sheet(table: ImageTable, path: str | Path, *, size: int) -> None:
+def write_contact_sheet(table: ImageTable, path: str | Path) -> None:
     """Write the picture as PNG.
 
     Raises:
@@ -33,7 +33,7 @@ def write_contact_sheet(table: ImageTable, path: str | Path, *, size: int) -> No
     from PIL import Image
 
     try:
-        Image.fromarray(contact_sheet(table, size=size)).save(path, "PNG")
+        Image.fromarray(contact_sheet(table)).save(path, "PNG")
     except OSError as error:
         raise ValueError(
             f"--picture {path}: cannot be written ({error.strerror or error}); name another file"

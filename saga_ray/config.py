@@ -212,8 +212,8 @@ class MLLMConfig(Config):
 
     path: str | None = None
     """Local folder, or hub id; null takes the bundled demo model."""
-    revision: str | None = None
-    """Commit of a hub id; required for one."""
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    """Commit of a hub id, 40 hex digits; required for one, since a branch or tag may move."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 elsewhere. float64 is for tests of exactness."""
 

@@ -239,6 +239,7 @@ def resolve(
 
     Args:
         dataset: Name of the data set; decides the default recipe (`demo` for `demo` and `folder`, else `paper`).
+        method: Preset; what is given here or in `overrides` stands above what the file says, and so does `recipe`.
         file_values: Nested values of a config file.
         overrides: Dotted keys and their values, for instance `{"grpo.group_size": 4}`.
 
@@ -246,12 +247,21 @@ def resolve(
         ConfigError: every mistake at once, one sentence per line.
     """
     file_values, overrides = dict(file_values or {}), dict(overrides or {})
+    problems = []
+    chosen: dict[str, str | None] = {}
+    for key, typed in (("dataset", dataset), ("method", method), ("recipe", recipe)):
+        said = overrides.pop(key, None)
+        if typed is not None and said not in (None, typed):
+            problems.append(f"--set {key}={said}: '{typed}' was typed as well; give only one of the two")
+        of_file = file_values.pop(key, None)
+        value = next((value for value in (typed, said, of_file) if value is not None), None)
+        chosen[key] = None if value is None else str(value)
+    dataset = str(chosen["dataset"])
+    method = chosen["method"] or "saga"
+    recipe = chosen["recipe"] or ("demo" if dataset in ("demo", "folder") else "paper")
     on_top = _merged(file_values, nested(overrides))
-    dataset = on_top.pop("dataset", dataset)
-    method = on_top.pop("method", None) or method or "saga"
-    recipe = on_top.pop("recipe", None) or recipe or ("demo" if dataset in ("demo", "folder") else "paper")
     choices = (("data set", dataset, DATASETS), ("recipe", recipe, RECIPES), ("method", method, METHODS))
-    problems = [sentence for what, value, known in choices if (sentence := check_choice(what, str(value), known))]
+    problems += [sentence for what, value, known in choices if (sentence := check_choice(what, value, known))]
     problems += _unknown_keys(file_values, source) + _unknown_keys(overrides, "--set")
     # The rest is checked all the same, on the nearest base that exists, so that every mistake is told at once.
     base = _merged(recipe_values(recipe if recipe in RECIPES else "demo"), METHODS.get(method, METHODS["saga"]))
@@ -304,7 +314,9 @@ def changed_keys(config: RunConfig) -> dict[str, Any]:
     # `model_construct`-free: the preset on its own must itself be a valid configuration.
     preset = flat(RunConfig.model_validate(base).model_dump())
     mine = flat(config.model_dump())
-    skip = tuple(f"{key}." for key in _NOT_IN_LABEL)
+    # Without training the optimiser's values mean nothing.
+    without_effect = ("optim",) if config.encoder.trainable == "none" else ()
+    skip = tuple(f"{key}." for key in (*_NOT_IN_LABEL, *without_effect))
     return {
         key: value
         for key, value in mine.items()

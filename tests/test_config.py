@@ -273,3 +273,30 @@ def test_a_long_label_still_gives_a_run_name() -> None:
 
 def test_recipes_are_in_the_package() -> None:
     assert {f"{name}.yaml" for name in ("paper", "demo")} <= {f.name for f in files("saga_ray.recipes").iterdir()}
+
+
+def test_what_was_typed_stands_above_a_config_file() -> None:
+    of_a_sweep = {"dataset": "demo", "method": "saga", "recipe": "demo", "grpo": {"group_size": 4}}
+    config = resolve(
+        "cub", method="potential-field+grpo", file_values=of_a_sweep, overrides={"data.root": "somewhere"}
+    )
+    assert (config.dataset, config.method, config.recipe) == ("cub", "potential-field+grpo", "demo")
+    assert config.grpo.group_size == 4
+    assert resolve("demo", file_values={"method": "proxy-anchor"}).method == "proxy-anchor"
+
+
+def test_two_typed_methods_contradict_each_other() -> None:
+    with pytest.raises(ConfigError, match="--set method=saga: 'infonce' was typed as well"):
+        resolve("demo", method="infonce", overrides={"method": "saga"})
+
+
+def test_the_paper_recipe_pins_its_model_to_a_commit() -> None:
+    config = resolve("cub", overrides={"data.root": "somewhere"})
+    assert config.mllm.revision is not None
+    assert len(config.mllm.revision) == 40
+    with pytest.raises(ConfigError, match=r"mllm\.revision: 'main'"):
+        resolve("cub", overrides={"data.root": "somewhere", "mllm.revision": "main"})
+
+
+def test_steps_do_not_split_the_row_of_an_encoder_that_does_not_learn() -> None:
+    assert label(resolve("demo", method="pretrained", overrides={"optim.steps": 20})) == "pretrained"

@@ -75,7 +75,8 @@ def test_a_sweep_is_searched_resumed_and_its_winner_alone_meets_the_test(
     from saga_ray.leaderboard.store import ResultStore
     from saga_ray.on_ray.tune import run_sweep
 
-    base = {**SMALL, "mllm.path": str(mllm_folder), "optim.steps": 2}
+    # One trial at a time: its process is used again, and starting processes is what takes the time here.
+    base = {**SMALL, "mllm.path": str(mllm_folder), "optim.steps": 2, "resources.cpus_per_worker": 3}
     sweep = _sweep(base=base, trials=3)
     first = run_sweep(sweep, tmp_path)
     assert len(first.trials) == 3 and all(trial.status == "finished" for trial in first.trials)
@@ -113,6 +114,7 @@ def test_a_sweep_without_any_score_says_why(ray_cluster: None, mllm_folder: Path
 
     # A learning rate at which the weights overflow: the loss stops being a number.
     base = {**SMALL, "mllm.path": str(mllm_folder), "optim.lr_tower": 1e30, "optim.warmup_share": 0.0}
+    base |= {"resources.cpus_per_worker": 3}
     base |= {"loss.weights.grpo": 0.0, "loss.weights.alignment": 0.0}
     sweep = _sweep(space={"optim.weight_decay": Range("uniform", (0.0, 0.1))}, base=base, trials=2)
     with pytest.raises(ValueError, match=re.escape("sweep s: none of 2 trials has a score: not a number")):

@@ -177,6 +177,7 @@ def _chunks(lengths_PG: Tensor) -> list[tuple[slice, slice]]:
     ]
 
 
+@torch.enable_grad()
 def naive_score(
     mllm: FrozenMLLM,
     layout: Layout,

@@ -6,7 +6,7 @@ from saga_ray.config import RunConfig
 from saga_ray.mllm.loading import check_folder, load_mllm, resolve_folder
 from saga_ray.mllm.prompt import Prompt, load_prompt
 from saga_ray.scorer.engine import ScoringEngine
-from saga_ray.scorer.wire import delivered_result, rounded_request, rounded_result
+from saga_ray.scorer.wire import delivered_result, on_device, rounded_request, rounded_result
 from saga_ray.types import ScoreRequest, ScoreResult
 
 
@@ -41,7 +41,8 @@ class LocalScorer:
         """As `ScoringEngine.score`, tokens and gradients rounded to the MLLM's dtype on the way."""
         dtype = self.engine.mllm.dtype
         result = rounded_result(self.engine.score(rounded_request(request, dtype)), dtype)
-        return delivered_result(result, request.tokens.tokens_NLTD.dtype)
+        tokens_NLTD = request.tokens.tokens_NLTD
+        return on_device(delivered_result(result, tokens_NLTD.dtype), tokens_NLTD.device)
 
     def describe(self) -> dict[str, str]:
         """Identity of weights, prompt and code; dtype; process."""

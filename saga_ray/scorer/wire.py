@@ -51,6 +51,11 @@ def delivered_result(result: ScoreResult, tokens_dtype: torch.dtype) -> ScoreRes
     return replace(result, token_grads_P2LTD=result.token_grads_P2LTD.to(tokens_dtype))
 
 
+def on_device(result: ScoreResult, device: torch.device) -> ScoreResult:
+    """The result with its tensors beside the trainer's own."""
+    return replace(result, **{name: getattr(result, name).to(device) for name in _TENSORS})
+
+
 def _put(arrays: dict[str, np.ndarray], name: str, tensor: Tensor) -> None:
     tensor = tensor.detach().cpu().contiguous()
     if tensor.dtype == torch.bfloat16:

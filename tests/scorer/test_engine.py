@@ -4,6 +4,7 @@ import os
 import socket
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -153,3 +154,25 @@ def test_the_generic_variant_asks_something_else(folder: Path) -> None:
     assert structured.describe()["prompt"] != generic.describe()["prompt"]
     assert structured.describe()["weights"] == generic.describe()["weights"]
     assert structured.score(small_request(2)).texts_PG != generic.score(small_request(2)).texts_PG
+
+
+@pytest.mark.parametrize("path", ["shared", "naive"])
+def test_the_callers_grad_mode_does_not_matter(folder: Path, path: Literal["shared", "naive"]) -> None:
+    base = build_engine(small_run_config(folder))
+    engine = ScoringEngine(base.mllm, base.prompt, base.config, path=path)
+    request = small_request(1, answers=((RIGHT, WRONG),))
+    with torch.no_grad():
+        without = engine.score(request)
+    assert without.token_grads_P2LTD.any()
+    assert torch.equal(without.token_grads_P2LTD, engine.score(request).token_grads_P2LTD)
+    assert not without.token_grads_P2LTD.requires_grad
+
+
+def test_logits_are_float32_at_least(folder: Path) -> None:
+    for dtype, wanted in (("bfloat16", torch.float32), ("float32", torch.float32), ("float64", torch.float64)):
+        mllm = build_engine(small_run_config(folder, mllm__dtype=dtype)).mllm
+        hidden = torch.randn(2, 64).to(mllm.dtype)
+        logits = mllm.logits(hidden, 2.0)
+        assert logits.dtype == wanted
+        assert torch.equal(logits.argmax(dim=1), mllm.logits(hidden, 1.0).argmax(dim=1))
+        assert torch.allclose(2 * logits, mllm.logits(hidden, 1.0)), "the temperature divides logits"

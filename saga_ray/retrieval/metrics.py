@@ -193,9 +193,11 @@ def clustering_nmi(unit_NE: np.ndarray, class_N: np.ndarray, *, restarts: int, s
     from sklearn.cluster import KMeans
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import normalized_mutual_info_score
+    from threadpoolctl import threadpool_limits
 
     kmeans = KMeans(len(np.unique(class_N)), init=spread_starts, n_init=restarts, random_state=seed)
-    with warnings.catch_warnings():
+    # One thread: sums of several are added in the order in which they end, which may move an image to another cluster.
+    with warnings.catch_warnings(), threadpool_limits(limits=1):
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct embeddings than clusters: NMI is just low
         clusters_N = kmeans.fit(unit_NE.astype(np.float32)).labels_
     return float(np.clip(normalized_mutual_info_score(class_N, clusters_N), 0.0, 1.0))

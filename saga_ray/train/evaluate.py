@@ -94,15 +94,14 @@ def evaluate(
 def config_hash(config: RunConfig) -> str:
     """16 hex digits over every key that can change the scores of one seed, without the seed.
 
-    Left out: names and places (data and weights have identities of their own), resources, checkpoints, retries.
+    Left out: names and places (data and weights have identities of their own), resources, checkpoints, and how the
+    scorer is run, which changes last bits only and is not in the label either.
     """
     values = config.model_dump(
-        mode="json", exclude={"seed", "resources", "checkpoint", "evaluation", "recipe", "method"}
+        mode="json", exclude={"seed", "resources", "checkpoint", "evaluation", "recipe", "method", "scorer"}
     )
     values["data"].pop("root")
     values["mllm"].pop("path")
-    for key in ("timeout_s", "max_retries"):
-        values["scorer"].pop(key)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

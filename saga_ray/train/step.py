@@ -60,6 +60,16 @@ class Chosen:
     pair: int
 
 
+@dataclass(frozen=True)
+class Search:
+    """This rank's micro-batches of a step."""
+
+    scored: list[Scored]
+    metric_losses: list[float]
+    token_squared: float
+    """Squared length of the weighted metric gradient at all tokens, summed over micro-batches."""
+
+
 @dataclass
 class StepReport:
     """What a step found: numbers for the log, and this rank's scored pairs."""
@@ -105,7 +115,8 @@ def accumulate_gradients(
     trainable = model.trainable()
     for _, parameter in trainable:
         parameter.grad = None
-    scored, metric_losses = _search(model, batches, scorer, config, context, step, clock)
+    found = _search(model, batches, scorer, config, context, step, clock)
+    scored, metric_losses = found.scored, found.metric_losses
     num_micro_batches = len(metric_losses)
     for _, parameter in trainable:
         if parameter.grad is not None:
@@ -115,10 +126,10 @@ def accumulate_gradients(
     sums = _sums(scored, chosen) if scorer is not None else {}
     sums = _over_ranks(sums, context)
     clock.lap("score")
-    geometry: dict[str, float] = {}
+    geometry = {"token_squared": found.token_squared / num_micro_batches**2}
     if scorer is not None:
-        geometry = _replay(model, scored, chosen, config, sums, num_micro_batches)
-        geometry = _over_ranks(geometry, context)
+        geometry |= _replay(model, scored, chosen, config, sums, num_micro_batches)
+    geometry = _over_ranks(geometry, context)
     clock.lap("replay")
     _reduce(trainable, context)
     clock.lap("reduce")
@@ -126,9 +137,21 @@ def accumulate_gradients(
     for quantity in ("loss/metric", "loss/grpo", "loss/alignment"):
         check_finite(quantity, float(metrics.get(quantity, 0.0)), step)
     metrics |= {f"seconds/{stage}": seconds for stage, seconds in clock.seconds.items()}
+    metrics |= _scorer_seconds(scored)
     if scored:
         metrics["scorer/process"] = str(scored[-1].result.counters.get("process", ""))
     return StepReport(metrics, num_micro_batches, scored, chosen)
+
+
+def _scorer_seconds(scored: list[Scored]) -> dict[str, float]:
+    """Seconds per stage inside the scorer, over this rank's requests."""
+    seconds: dict[str, float] = {}
+    for each in scored:
+        for name, value in each.result.counters.items():
+            if name.startswith("seconds/"):
+                stage = f"seconds/scorer/{name.removeprefix('seconds/')}"
+                seconds[stage] = seconds.get(stage, 0.0) + float(value)
+    return seconds
 
 
 def score_options(config: RunConfig) -> ScoreOptions:
@@ -145,18 +168,20 @@ def _search(
     context: RunContext,
     step: int,
     clock: Clock,
-) -> tuple[list[Scored], list[float]]:
+) -> Search:
     """Take micro-batches until enough pairs contribute; metric gradients add up in `.grad`."""
     scored: list[Scored] = []
     metric_losses: list[float] = []
-    num_contributing = 0
+    num_contributing, token_squared = 0, 0.0
     while len(metric_losses) < config.grpo.max_micro_batches:
         batch = next(batches, None)
         clock.lap("data")
         if batch is None:
             break
-        tokens, metric_grads_NTD, loss = _metric_gradient(model, batch, config, context, keep=scorer is not None)
+        tokens, metric_grads_NTD, loss = _metric_gradient(model, batch, config, context)
         check_finite("loss/metric", loss, step)
+        if metric_grads_NTD is not None:
+            token_squared += float(metric_grads_NTD.double().square().sum())
         metric_losses.append(loss)
         clock.lap("encode")
         if scorer is not None:
@@ -168,11 +193,11 @@ def _search(
         if config.grpo.refill and (scorer is None or num_contributing >= config.grpo.contributing_pairs):
             break
     assert metric_losses, f"no micro-batch is left for step {step}"
-    return scored, metric_losses
+    return Search(scored, metric_losses, token_squared)
 
 
 def _metric_gradient(
-    model: Model, batch: MicroBatch, config: RunConfig, context: RunContext, keep: bool
+    model: Model, batch: MicroBatch, config: RunConfig, context: RunContext
 ) -> tuple[VisualTokens, Tensor | None, float]:
     """Add a micro-batch's metric gradient to `.grad`; returns its tokens, their gradient at level 0, and the loss.
 
@@ -186,7 +211,7 @@ def _metric_gradient(
             return model.encoder.encode_tokens(images_NHWC), None, 0.0
     tokens = model.encoder.encode_tokens(images_NHWC)
     tokens_NLTD = tokens.tokens_NLTD
-    if keep and tokens_NLTD.requires_grad:
+    if tokens_NLTD.requires_grad:
         tokens_NLTD.retain_grad()
     embedding_NE, _ = model.encoder.pool(tokens)
     labels_N = torch.from_numpy(batch.labels_N).to(context.device)
@@ -194,7 +219,7 @@ def _metric_gradient(
     value = float(loss.detach())
     if loss.requires_grad:
         (weight * loss).backward()
-    grads_NTD = tokens_NLTD.grad[:, 0] if keep and tokens_NLTD.grad is not None else None
+    grads_NTD = tokens_NLTD.grad[:, 0] if tokens_NLTD.grad is not None else None
     return VisualTokens(tokens_NLTD.detach(), tokens.grid_hw), grads_NTD, value
 
 
@@ -379,6 +404,7 @@ def _metrics(
     metrics: dict[str, float | str] = {
         "loss/metric": sum(metric_losses) / len(metric_losses),
         "grpo/micro_batches": len(metric_losses),
+        "gradient/metric": geometry["token_squared"] ** 0.5,
     }
     total = weights.metric * sum(metric_losses) / len(metric_losses)
     if sums:
@@ -390,10 +416,10 @@ def _metrics(
         metrics["grpo/contributing_pairs"] = sums["chosen"]
         metrics["grpo/malformed_share"] = sums["malformed"] / max(1.0, sums["answers"])
         metrics["grpo/tokens_per_answer"] = sums["tokens"] / max(1.0, sums["answers"])
-        metric_norm, grpo_norm = geometry["metric_squared"] ** 0.5, geometry["grpo_squared"] ** 0.5
-        metrics["gradient/metric"] = metric_norm
-        metrics["gradient/grpo"] = grpo_norm
-        product = metric_norm * grpo_norm
-        metrics["gradient/cosine"] = geometry["dot"] / product if product > 0 else 0.0
+        metrics["gradient/grpo"] = geometry["grpo_squared"] ** 0.5
+        # Over the images of the chosen pairs: elsewhere one of the two is zero.
+        product = (geometry["metric_squared"] * geometry["grpo_squared"]) ** 0.5
+        if product > 0:
+            metrics["gradient/cosine"] = geometry["dot"] / product
     metrics["loss/total"] = total
     return metrics

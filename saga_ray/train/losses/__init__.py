@@ -17,10 +17,10 @@ def build_metric_loss(config: LossConfig, num_classes: int, dim: int, seed: int)
     """
     if config.metric == "none" or config.weights.metric == 0:
         return None
+    if config.metric == "potential-field":
+        return PotentialField(num_classes, dim, config.potential_field, seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if config.metric == "potential-field":
-            return PotentialField(num_classes, dim, config.potential_field)
         return _LibraryLoss(config.metric, num_classes, dim)
 
 

@@ -37,16 +37,18 @@ class PotentialField(nn.Module):
     classes. Distances are Euclidean between vectors of length 1; gradients reach both ends of every distance.
 
     Where the paper's summaries are silent: a charge does not feel itself; the sums are divided by one number, the
-    attractions A that the batch's images feel, so that the balance of all terms is the paper's while the size of the loss
-    depends neither on the batch nor on the number of classes; distances are measured in units of delta and the
+    attractions A that the batch's images feel, so that the balance of all terms is the paper's and the images' part does
+    not grow with the batch (the proxies' part among themselves grows with the number of classes); distances are measured in units of delta and the
     repulsion is shifted to end at 0, a constant factor and a constant; proxies are normalised wherever they are used;
     they start as random directions.
     """
 
-    def __init__(self, num_classes: int, dim: int, config: PotentialFieldConfig) -> None:
+    def __init__(self, num_classes: int, dim: int, config: PotentialFieldConfig, seed: int = 0) -> None:
         super().__init__()
         self.alpha, self.delta = config.alpha, config.delta
-        self.proxies = nn.Parameter(F.normalize(torch.randn(num_classes, config.proxies_per_class, dim), dim=-1))
+        # A generator of its own: the global one may be used by other threads.
+        random = torch.randn(num_classes, config.proxies_per_class, dim, generator=torch.Generator().manual_seed(seed))
+        self.proxies = nn.Parameter(F.normalize(random, dim=-1))
 
     def forward(self, embeddings_NE: Tensor, labels_N: Tensor) -> Tensor:
         """Total potential per attraction that an image feels.

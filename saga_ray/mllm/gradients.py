@@ -1,6 +1,6 @@
 """d loss / d visual tokens through the frozen MLLM: over a shared prefix, and the naive twin that it must equal.
 
-Shared (exact, `notes` of ARCHITECTURE.md): the prefix is run once with its graph; its keys and values are detached as
+Shared, and exact: the prefix is run once with its graph; its keys and values are detached as
 leaves; the answers are scored over them in chunks, each adding to the leaves' gradients; one backward through the
 prefix carries these to the tokens of all levels. Naive: every answer with its own copy of the whole prompt through the
 library's own forward.

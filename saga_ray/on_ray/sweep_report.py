@@ -84,7 +84,7 @@ def parallel_coordinates(sweep: SweepFile, trials: Sequence[Trial], best: Trial)
         for value in _ticks(sweep.space[key]):
             label = f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
             axes.annotate(label, (place, _height(sweep.space[key], value)), (4, 0), textcoords="offset points", size=8)
-    for share, score in ((0.0, low), (1.0, high)):
+    for share, score in [(1.0, high)] + [(0.0, low)] * (low < high):
         axes.annotate(f"{score:.3f}", (len(keys), share), (4, 0), textcoords="offset points", size=8, va="center")
     for place in range(len(keys) + 1):
         axes.axvline(place, color="0.3", linewidth=0.8)

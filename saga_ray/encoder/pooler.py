@@ -14,9 +14,9 @@ class MeanPooler(nn.Module):
 
     kind = "mean"
 
-    def __init__(self, width: int, dim: int | None = None) -> None:
+    def __init__(self, width: int, dim: int | None, generator: torch.Generator) -> None:
         super().__init__()
-        self.projection = _projection(width, dim)
+        self.projection = _projection(width, dim, generator)
 
     def forward(self, tokens_NTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding (N, E), of length 1, and the equal weights (N, T)."""
@@ -30,9 +30,9 @@ class MaxPooler(nn.Module):
 
     kind = "max"
 
-    def __init__(self, width: int, dim: int | None = None) -> None:
+    def __init__(self, width: int, dim: int | None, generator: torch.Generator) -> None:
         super().__init__()
-        self.projection = _projection(width, dim)
+        self.projection = _projection(width, dim, generator)
 
     def forward(self, tokens_NTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embedding (N, E), of length 1, and the weights (N, T)."""
@@ -54,12 +54,12 @@ class AttentionPooler(nn.Module):
     kind = "attention"
     initial_query_std = 0.02
 
-    def __init__(self, width: int, dim: int | None = None) -> None:
+    def __init__(self, width: int, dim: int | None, generator: torch.Generator) -> None:
         super().__init__()
-        self.query = nn.Parameter(torch.randn(width) * self.initial_query_std)
+        self.query = nn.Parameter(torch.randn(width, generator=generator) * self.initial_query_std)
         self.key = nn.Parameter(torch.eye(width))
-        self.projection = nn.Linear(width, dim or width)
-        _start_orthonormal(self.projection)
+        self.projection = nn.utils.skip_init(nn.Linear, width, dim or width)
+        _start_orthonormal(self.projection, generator)
 
     def log_weights(self, tokens_NTD: Tensor) -> Tensor:
         """Logarithm of the weights, (N, T)."""
@@ -78,22 +78,20 @@ POOLERS: dict[str, type[nn.Module]] = {kind.kind: kind for kind in (MeanPooler, 
 
 def build_pooler(kind: str, width: int, dim: int | None, seed: int = 0) -> nn.Module:
     """A pooler whose new parameters depend on `seed` alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return POOLERS[kind](width, dim)
+    return POOLERS[kind](width, dim, torch.Generator().manual_seed(seed))
 
 
-def _projection(width: int, dim: int | None) -> nn.Module:
+def _projection(width: int, dim: int | None, generator: torch.Generator) -> nn.Module:
     if dim is None or dim == width:
         return nn.Identity()
-    projection = nn.Linear(width, dim)
-    _start_orthonormal(projection)
+    projection = nn.utils.skip_init(nn.Linear, width, dim)
+    _start_orthonormal(projection, generator)
     return projection
 
 
-def _start_orthonormal(projection: nn.Linear) -> None:
+def _start_orthonormal(projection: nn.Linear, generator: torch.Generator) -> None:
     nn.init.zeros_(projection.bias)
     if projection.in_features == projection.out_features:
         nn.init.eye_(projection.weight)
     else:
-        nn.init.orthogonal_(projection.weight)
+        nn.init.orthogonal_(projection.weight, generator=generator)

@@ -16,11 +16,11 @@ from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.storage import Storage
-from saga_ray.train.context import LocalContext, RunContext, TorchContext
+from saga_ray.train.context import RunContext, TorchContext
 from saga_ray.train.loop import train
 from saga_ray.train.run_folder import RunFolder
 from saga_ray.train.step import accumulate_gradients
-from saga_ray.types import MicroBatch
+from saga_ray.types import MicroBatch, Scorer
 from tests.train.small import small_model, stream
 
 
@@ -29,20 +29,20 @@ def main(rank: int, world_size: int, config_text: str, folder: str) -> None:
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"file://{folder}/meeting-{world_size}", rank=rank, world_size=world_size)
     try:
-        work(from_yaml(config_text, "config"), TorchContext(torch.device("cpu")), Path(folder) / f"of{world_size}")
+        config = from_yaml(config_text, "config")
+        work(config, TorchContext(torch.device("cpu")), Path(folder) / f"of{world_size}", local_scorer(config))
     finally:
         distributed.destroy_process_group()
 
 
-def alone(config_text: str, folder: str) -> None:
-    """The same without any group."""
-    work(from_yaml(config_text, "config"), LocalContext(torch.device("cpu")), Path(folder) / "of1")
+def local_scorer(config: RunConfig) -> LocalScorer | None:
+    """The real scorer, if the method asks it."""
+    return LocalScorer(build_engine(config)) if config.asks_the_mllm else None
 
 
-def work(config: RunConfig, context: RunContext, folder: Path) -> None:
+def work(config: RunConfig, context: RunContext, folder: Path, scorer: Scorer | None) -> None:
     """Gradients of the first step, then a whole run; rank 0 writes both."""
     dataset = load_dataset(config)
-    scorer = LocalScorer(build_engine(config)) if config.asks_the_mllm else None
     model = small_model(config, dataset)
     first = stream(config, dataset, rank=context.rank, world_size=context.world_size)
     report = accumulate_gradients(model, first, scorer, config, context, step=1)

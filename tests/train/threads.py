@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saga_ray.types import Scorer, ScoreRequest, ScoreResult
+
 
 class _Meeting:
     def __init__(self, world_size: int) -> None:
@@ -41,6 +43,20 @@ class ThreadContext:
 
     def report(self, metrics: Mapping[str, float | str]) -> None:
         pass
+
+
+class TakingTurns:
+    """A scorer that threads share; the library's model code keeps state that two of them must not touch at once."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer, self._lock = scorer, threading.Lock()
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        with self._lock:
+            return self._scorer.score(request)
+
+    def describe(self) -> Mapping[str, str]:
+        return self._scorer.describe()
 
 
 def run_ranks(world_size: int, work: Callable[[ThreadContext], Any]) -> list[Any]:

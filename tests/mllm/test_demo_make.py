@@ -11,7 +11,7 @@ from saga_ray.mllm.demo import make, talking, tower
 from saga_ray.mllm.demo.folder import save_folder
 from saga_ray.mllm.demo.training import StagePlan, run_stage
 
-TINY = {"scale": 0.0015, "batch_scale": 0.1}
+TINY = {"scale": 0.0005, "batch_scale": 0.1}
 
 
 def test_the_recipe_runs_end_to_end_and_its_folder_loads(tmp_path: Path) -> None:

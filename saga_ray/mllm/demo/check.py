@@ -245,7 +245,7 @@ def measure(folder: Path, num_pairs: int) -> dict:
     clean = default.model_copy(update={"shift": 0.0})
     gaps = {}
     for gap in birds.GAPS:
-        for shift in (0.4, 0.6, 0.8, 1.0):
+        for shift in (0.25, 0.5, 1.0):
             gaps[f"{gap} {shift}"] = recall_at_1(model, default.model_copy(update={"gap": gap, "shift": shift}), "test")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -202,8 +202,6 @@ def pairs_loss(
     weights_PR[:, :start] = 0
     values = start + torch.from_numpy(words.VALUE_POSITIONS)
     structured_rows = torch.from_numpy(np.flatnonzero(told))
-    keys = torch.arange(start, start + 4 * words.NUM_ATTRIBUTES, 2)
-    weights_PR[structured_rows[:, None], keys] = 0.1  # the order of the keys is soon known
     weights_PR[structured_rows[:, None], values] = torch.from_numpy(~wrong[told]).float()
     with tower.half_precision(fast):
         last, _ = hidden_states(learner.model, ids_PR, levels)

@@ -115,6 +115,9 @@ def _report(error: Exception, debug: bool) -> int:
     if isinstance(error, ValueError) and is_ours(error):
         _say(str(error))
         return USAGE
+    if isinstance(error, ModuleNotFoundError) and error.name == "ray":
+        _say("Ray is not installed here: add --local to run in this process, or install the package's dependencies")
+        return USAGE
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         _say(
             f"{error.filename or 'the disk'}: no space left on the device; make room, then type the same command again"

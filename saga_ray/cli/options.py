@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,10 +15,23 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 DATASET_HELP = "demo, folder, cub, cars, aircraft or inat-aves"
 
+
+def _say_if_thrown_away(context: click.Context, option: click.Parameter, runs: str) -> str:
+    """A submitted job works in an unpacked copy of its working directory: what it leaves there is easily lost."""
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and "://" not in runs and not os.path.isabs(runs):
+        click.echo(
+            f"--runs {runs}: lies in this job's copy of its working directory, {os.path.abspath(runs)}, which Ray removes some "
+            f"day; give an absolute folder that all nodes share, or a URI, to keep the run and to go on with it",
+            err=True,
+        )
+    return runs
+
+
 RUNS = click.option(
     "--runs",
     default="runs",
     show_default=True,
+    callback=_say_if_thrown_away,
     metavar="DIR",
     help="Folder of all runs and results, or a URI such as s3://bucket/runs.",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -49,6 +50,29 @@ class Bulletin:
         self._claims.discard(name)
 
 
+class PinnedWarnings(logging.Handler):
+    """Warnings of our own code in a worker, pinned for the driver, which says them again."""
+
+    def __init__(self, board: ActorHandle) -> None:
+        super().__init__(logging.WARNING)
+        self._board = board
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pin the text."""
+        self._board.pin.remote("warning", record.getMessage())
+
+
+@contextlib.contextmanager
+def pinned_warnings(board: ActorHandle) -> Iterator[None]:
+    """Pin what `saga_ray` warns of in this process while the context lasts."""
+    ours, handler = logging.getLogger("saga_ray"), PinnedWarnings(board)
+    ours.addHandler(handler)
+    try:
+        yield
+    finally:
+        ours.removeHandler(handler)
+
+
 @contextlib.contextmanager
 def bulletin(on_note: Callable[[str, Any], None], every_s: float = 0.3) -> Iterator[ActorHandle]:
     """A board whose notes are handed to `on_note` as they come, by a thread of this process; all are, when it ends."""
@@ -61,7 +85,10 @@ def bulletin(on_note: Callable[[str, Any], None], every_s: float = 0.3) -> Itera
         notes = ray.get(board.read.remote(seen), timeout=60)
         seen += len(notes)
         for kind, note in notes:
-            on_note(kind, note)
+            if kind == "warning":
+                logging.getLogger("saga_ray.on_ray").warning("%s", note)
+            else:
+                on_note(kind, note)
 
     def watch() -> None:
         while not ended.wait(every_s):

@@ -67,6 +67,8 @@ def _stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Otherwise a broken image's sentence is lost in a wrapper that does not survive the way to the trainer.
+    context.raise_original_map_exception = True
     options = context.execution_options
     options.preserve_order = True
     batch_bytes = len(plans[0].rows) * data.image_size**2 * 3

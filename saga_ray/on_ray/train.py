@@ -23,7 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from saga_ray.config import RunConfig
 from saga_ray.configure import from_yaml, to_yaml
 from saga_ray.data import load_dataset
-from saga_ray.on_ray.bulletin import bulletin
+from saga_ray.on_ray.bulletin import bulletin, pinned_warnings
 from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.data import ray_batches
 from saga_ray.on_ray.resources import decoding_tasks, trainer_threads
@@ -128,7 +128,8 @@ def train_group(
         elif kind == "step":
             progress.step(*note)
         elif kind == "result":
-            results[note.name] = note
+            # A group that was started again finds its first runs finished; what they were before counts.
+            results.setdefault(note.name, note)
 
     configs = [job.config for job in jobs]
     service = scorer_service(configs, cluster) if app is None else contextlib.nullcontext(app)
@@ -267,16 +268,17 @@ def _worker(told: Mapping[str, Any]) -> None:
             key = job.config.model_dump_json(include={"dataset", "data"})
             if key not in data_sets:
                 data_sets[key] = load_dataset(job.config)
-            result = run_job(
-                job,
-                data_sets[key],
-                runs,
-                context,
-                app=told["app"],
-                num_cores=told["num_cores"],
-                data_group=told["data_group"],
-                progress=BulletinProgress(board, prefix),
-            )
+            with pinned_warnings(board):
+                result = run_job(
+                    job,
+                    data_sets[key],
+                    runs,
+                    context,
+                    app=told["app"],
+                    num_cores=told["num_cores"],
+                    data_group=told["data_group"],
+                    progress=BulletinProgress(board, prefix),
+                )
         except ValueError as error:
             ray.get(board.refuse.remote(str(error)))
             if context.world_size == 1:

@@ -21,7 +21,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from saga_ray.config import RunConfig
 from saga_ray.data import load_dataset
-from saga_ray.on_ray.bulletin import bulletin
+from saga_ray.on_ray.bulletin import bulletin, pinned_warnings
 from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.resources import max_concurrent, trainer_threads
 from saga_ray.on_ray.serve import scorer_service
@@ -255,16 +255,17 @@ def _train(job: Job, told: _Told) -> TrainResult:
         os.chdir(told.folder)
     cores = None if told.cluster.num_cores is None else max(1, told.cluster.num_cores // told.concurrent)
     torch.set_num_threads(trainer_threads(job.config, cores))
-    result = run_job(
-        job,
-        load_dataset(job.config),
-        runs,
-        LocalContext(),
-        app=told.app,
-        num_cores=cores,
-        data_group=told.cluster.placement("data"),
-        progress=progress,
-    )
+    with pinned_warnings(told.board):
+        result = run_job(
+            job,
+            load_dataset(job.config),
+            runs,
+            LocalContext(),
+            app=told.app,
+            num_cores=cores,
+            data_group=told.cluster.placement("data"),
+            progress=progress,
+        )
     assert result is not None
     return result
 
@@ -283,7 +284,7 @@ def evaluate_winner(sweep: SweepFile, best: Trial, runs: Storage) -> TrainResult
         return finished
     trained = RunFolder(runs, best.name).read_result()
     context = LocalContext()
-    embedder = load_encoder(f"{runs.uri}/{best.name}")
+    embedder = load_encoder(runs.child(best.name).uri)
     run.begin(config)
     found = evaluate(
         embedder.encoder.to(context.device),

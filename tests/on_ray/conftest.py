@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,8 @@ def ray_cluster() -> Iterator[None]:
             "labels": {GROUP_LABEL: "training"},
             "object_store_memory": store,
             "include_dashboard": True,
+            # Cluster would insist on Ray's usual port, which another cluster on this machine may have.
+            "dashboard_port": free_port(),
         }
         cluster = _patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
         try:
@@ -86,6 +89,13 @@ def ray_cluster() -> Iterator[None]:
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def _patiently(start: Callable[[], Any]) -> Any:

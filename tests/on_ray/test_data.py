@@ -77,3 +77,19 @@ def test_broken_images_are_replaced_and_counted_as_in_one_process(ray_cluster: N
         _assert_equal(one, other)
     with pytest.raises(ValueError, match=r"data\.max_broken_share"):
         list(ray_batches(broken, small_config.data, 0, 0, 1, 0.25, 2)(0, 4, planner))
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A source of which nothing can be decoded."""
+
+    def load(self, rows: list[int], size: int) -> np.ndarray:
+        raise BrokenImageError(f"/images/{rows[0]}.png", "is cut short")
+
+
+def test_a_class_without_a_readable_image_is_one_sentence(ray_cluster: None, small_config: RunConfig) -> None:
+    data, table = small_config.data, load_dataset(small_config).train
+    planner = PairPlanner(table.labels_N, data, 0, None)
+    broken = ImageTable(table.image_ids, table.labels_N, table.class_names, Unreadable())
+    with pytest.raises(ValueError, match=r"^/images/\d+\.png: cannot be read as an image \(is cut short\)"):
+        list(ray_batches(broken, data, 0, 0, 1, 0.25, 2)(0, 2, planner))

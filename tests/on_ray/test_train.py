@@ -150,14 +150,13 @@ def test_a_worker_killed_at_work_changes_nothing_but_time(
             if self.steps == [1, 2, 3]:
                 os.kill(int(metrics["trainer/process"].rsplit(":", 1)[1]), signal.SIGKILL)
 
-    longer = _override(small_config, optim__steps=7)
+    longer = _override(small_config, optim__steps=12)
     run_local(longer, tmp_path / "local", "saga")
     killer = Killer()
     run_on_ray([Job(longer, "saga")], tmp_path / "ray", killer)
-    assert killer.steps.count(3) == 2 or killer.steps.count(4) == 2, "the worker was not ended before its last step"
     here, there = _steps(tmp_path / "local", "saga"), _steps(tmp_path / "ray", "saga")
     assert [_numbers(line) for line in here] == [_numbers(line) for line in there]
-    assert len({line["trainer/process"] for line in there}) == 2
+    assert len({line["trainer/process"] for line in there}) == 2, "the worker was not ended before its last step"
     local, remote = _weights(tmp_path / "local", "saga"), _weights(tmp_path / "ray", "saga")
     assert all(torch.equal(local[name], remote[name]) for name in local)
 
@@ -185,7 +184,7 @@ def test_what_no_node_can_hold_is_refused_with_the_keys(
 ) -> None:
     with pytest.raises(ValueError, match=r"resources\.cpus_per_worker: 64 .* fits on no node"):
         run_on_ray([Job(_override(small_config, resources__cpus_per_worker=64), "wide")], tmp_path)
-    with pytest.raises(ValueError, match=r"asks for 12\.5 CPUs .*resources\.num_workers=2.* has 6 CPUs"):
+    with pytest.raises(ValueError, match=r"asks for 13 CPUs .*resources\.num_workers=2.* has 6 CPUs"):
         many = _override(small_config, resources__num_scorers=23, resources__num_workers=2)
         run_on_ray([Job(many, "many")], tmp_path)
     assert not list(tmp_path.glob("*/config.yaml"))

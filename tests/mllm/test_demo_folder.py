@@ -1,6 +1,6 @@
+import hashlib
 import itertools
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,7 +156,8 @@ def test_the_bundled_model_describes_and_judges_birds_it_never_saw(model) -> Non
 
 
 def test_the_card_was_measured_on_these_weights() -> None:
-    card = json.loads((Path(WEIGHTS) / "card.json").read_text())
+    card = json.loads((WEIGHTS / "card.json").read_text())
+    assert card["sha256"] == hashlib.sha256((WEIGHTS / "model.safetensors").read_bytes()).hexdigest()
     assert card["drawing_version"] == birds.DRAWING_VERSION
     assert set(card["held_out_clean_pictures"]["greedy"]["per_attribute"]) == set(birds.NAMES)
     assert card["held_out_clean_pictures"]["temperature_1"]["well_formed"] > 0.99

@@ -24,7 +24,7 @@ class StagePlan:
     name: str
     num_steps: int
     lr: float
-    every_steps: int = 100
+    every_steps: int = 50
     """Steps between checkpoints and between progress lines' averages."""
     warmup_share: float = 0.05
     weight_decay: float = 0.02

@@ -82,7 +82,7 @@ def command(
 
             outcomes = run_on_ray([Job(config, name) for config, name in jobs], runs, shown)
         from saga_ray.storage import Storage
-        from saga_ray.train.study_page import StudyRun, study_rows, write_study_page
+        from saga_ray.train.study_page import StudyRun, outside_note, study_rows, write_study_page
 
         storage = Storage.open(runs)
         members = [StudyRun(config, outcome) for config, outcome in zip(configs, outcomes, strict=True)]
@@ -100,6 +100,8 @@ def command(
     from saga_ray.leaderboard.render import render_table
 
     result(render_table(study_rows(storage, members)).rstrip())
+    if note := outside_note(members):
+        say(note)
     say("")
     say(f"The page with table, curves, gallery and the MLLM's answers: {page}")
     say("What to type next:")

@@ -130,7 +130,19 @@ def _summary(members: Sequence[StudyRun], rows: Sequence[BoardRow]) -> str:
     steps = max(member.outcome.num_steps for member in members)
     seeds = len({member.config.seed for member in members})
     classes = f"{rows[0].num_queries} images of {rows[0].num_classes} classes that training never saw" if rows else ""
-    return (
+    said = (
         f"{len({label(m.config) for m in members})} methods on the data set '{config.dataset}', {steps} steps each, "
         f"{seeds} seed{'s' if seeds != 1 else ''}; measured on {classes}."
+    )
+    return f"{said} {outside_note(members)}".strip()
+
+
+def outside_note(members: Sequence[StudyRun]) -> str:
+    """What must stand beside rows in which the bundled MLLM was shown pictures that it does not know; else nothing."""
+    strangers = [label(m.config) for m in members if m.config.asks_the_mllm and m.config.mllm.path is None]
+    if not strangers or members[0].config.dataset == "demo":
+        return ""
+    return (
+        f"Out of domain: the bundled demo MLLM knows drawn birds only, so the row{'s' if len(set(strangers)) > 1 else ''} "
+        f"{', '.join(dict.fromkeys(strangers))} show{'s' if len(set(strangers)) == 1 else ''} the code at work, not the method."
     )

@@ -16,7 +16,17 @@ METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi")
 KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 _KEYS = ("dataset", "recipe", "method", "metric", "mode", "trials", "steps", "seed", "space", "base")
 # A sweep decides these itself: it chooses on validation classes, and its trials share their machines.
-_NOT_SEARCHED = ("dataset", "recipe", "evaluation.split", "checkpoint", "resources", "scorer")
+_NOT_SEARCHED = ("dataset", "recipe", "method", "evaluation.split", "checkpoint", "resources", "scorer")
+# What other images, classes or pictures come with: scores on different data cannot be compared, the easiest would win.
+_CHANGES_THE_DATA = tuple(
+    f"data.{key}"
+    for key in (
+        "root", "image_size", "validation_share", "world_seed", "confound", "gap", "shift", "neighbour_distance",
+        "num_classes", "num_images",
+    )
+)  # fmt: skip
+_FIELDS = ("dataset", "recipe", "method")
+"""Keys that stand at the head of a sweep file, not under `base`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,7 @@ def load_sweep(
     steps: int | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> SweepFile:
-    """Read and check a sweep file; arguments replace what it says, `overrides` are laid over its `base`.
+    """Read and check a sweep file; arguments replace what it says, `overrides` its `base` (or data set, recipe, method).
 
     Raises:
         ConfigError: every mistake at once, one sentence per line.
@@ -91,25 +101,40 @@ def load_sweep(
     if not isinstance(base, dict):
         problems.append(f"{source}: base: {base!r} is not a mapping of dotted keys to values; write one")
         base = {}
-    base = flat(base) | dict(overrides or {})
-    steps = steps if steps is not None else told.get("steps")
-    if steps is not None:
-        base["optim.steps"] = steps
+    base, typed = flat(base), dict(overrides or {})
+    for key in _FIELDS:
+        if key in base:
+            problems.append(f"{source}: base: {key} stands at the head of the file, not under base; move it there")
+            del base[key]
+    for key, value in (("dataset", dataset), ("optim.steps", steps)):
+        if value is not None and typed.get(key, value) != value:
+            problems.append(f"--set {key}={typed[key]}: another option says {value}; give only one of the two")
+        if value is not None:
+            typed[key] = value
+    head = told | {key: typed.pop(key) for key in _FIELDS if key in typed}
+    if head.get("steps") is not None:
+        base["optim.steps"] = head["steps"]
+    base |= typed
     sweep = SweepFile(
         name=Path(path).stem,
         space={},
-        dataset=str(dataset or told.get("dataset", "demo")),
-        recipe=told.get("recipe"),
-        method=str(told.get("method", "saga")),
-        metric=str(told.get("metric", "recall@1")),
-        mode=str(told.get("mode", "max")),
-        trials=trials if trials is not None else told.get("trials", 12),
-        seed=told.get("seed", 0),
+        dataset=str(head.get("dataset", "demo")),
+        recipe=head.get("recipe"),
+        method=str(head.get("method", "saga")),
+        metric=str(head.get("metric", "recall@1")),
+        mode=str(head.get("mode", "max")),
+        trials=trials if trials is not None else head.get("trials", 12),
+        seed=head.get("seed", 0),
         base=base,
     )
     problems += _check_head(sweep, source)
     space, wrong = _read_space(told.get("space"), source)
     problems += wrong
+    problems += [
+        f"{source}: space: {key} is searched, but base or --set fixes it at {base[key]}; take it out of one of the two"
+        for key in space
+        if key in base
+    ]
     if "evaluation.split" in base:
         problems.append(f"{source}: base: evaluation.split is 'validation' for every trial; remove it")
     sweep = replace(sweep, space=space)
@@ -150,6 +175,10 @@ def _read_space(told: Any, source: str) -> tuple[dict[str, Range], list[str]]:
             problems.append(f"{source}: space: unknown key '{key}'{nearest(key, known)}")
         elif key in _NOT_SEARCHED or key.startswith(tuple(f"{k}." for k in _NOT_SEARCHED)):
             problems.append(f"{where} cannot be searched: a sweep sets it itself; put it under base, or remove it")
+        elif key in _CHANGES_THE_DATA:
+            problems.append(
+                f"{where} cannot be searched: it changes the data, and the easiest would win; put it under base"
+            )
         elif not isinstance(given, dict) or len(given) != 1:
             problems.append(f"{where}: {given!r} is not a range; write one of {', '.join(KINDS)} with a list of values")
         else:

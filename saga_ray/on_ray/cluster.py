@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -126,13 +127,21 @@ def _join() -> None:
 
     maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
     try:
+        _knock(os.environ.get("RAY_ADDRESS", ""))
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(
             f"RAY_ADDRESS {os.environ.get('RAY_ADDRESS', '(of this job)')}: no Ray cluster answers there ({reason}); start it, "
             f"correct the address, or unset RAY_ADDRESS to run on this machine"
         ) from None
+
+
+def _knock(address: str) -> None:
+    """Fail at once where nobody listens: Ray itself would go on asking for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit() and "/" not in host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _check(configs: Sequence[RunConfig], concurrent: int) -> None:

@@ -14,6 +14,7 @@ import torch
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
 from saga_ray.on_ray.serve import RemoteScorer, join_results, remote_scorer, scorer_service, split_request
+from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult, VisualTokens
 
@@ -85,8 +86,8 @@ def test_other_dtypes_cross_the_wire_as_they_are_rounded_locally(app: str, small
 
 def test_float64_in_a_replica_lifts_the_models_own_float32(app: str, small_config: RunConfig) -> None:
     config = with_override(small_config, "mllm.dtype", "float64")
-    naive = LocalScorer(build_engine(config))
-    naive.engine.path = "naive"
+    engine = build_engine(config)
+    naive = LocalScorer(ScoringEngine(engine.mllm, engine.prompt, config, path="naive"))
     request = _request(torch.float64)
     exact, remote = naive.score(request), remote_scorer(app, config).score(request)
     assert exact.texts_PG == remote.texts_PG

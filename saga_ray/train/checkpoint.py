@@ -50,14 +50,25 @@ def save_checkpoint(run: Storage, checkpoint: Checkpoint, keep: int) -> None:
 
 
 def load_checkpoint(run: Storage) -> Checkpoint | None:
-    """The newest checkpoint that is whole; None if there is none. Damaged ones are named in a warning."""
+    """The newest checkpoint that is whole; None if none was ever finished. Damaged ones are named in a warning.
+
+    Raises:
+        ValueError: if there are finished checkpoints and none is whole: to begin again is not ours to decide.
+    """
+    was_finished = False
     for name in reversed(_names(run)):
         try:
             return _load(run, name)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            was_finished = was_finished or run.exists(f"{FOLDER}/{name}/{MANIFEST}")
             logger.warning(
                 "%s/%s/%s is damaged or unfinished (%s); going back to the one before", run.uri, FOLDER, name, error
             )
+    if was_finished:
+        raise ValueError(
+            f"{run.uri}/{FOLDER}: no checkpoint can be read, all of them are damaged; restore this folder to go on with "
+            f"the run, or delete {run.uri} to begin it again"
+        )
     return None
 
 

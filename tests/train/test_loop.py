@@ -1,5 +1,7 @@
+import copy
 import dataclasses
 import json
+import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,22 @@ from tests.train.small import KnownScorer, small_run_config
 
 STEPS = {"optim__steps": 5, "checkpoint__every_steps": 2}
 TIMES = ("seconds", "process")
+
+
+class Touched(Exception):
+    """Somebody looked at true attributes."""
+
+
+def _touched(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise Touched
+
+
+class Untouchable:
+    """In place of true attributes; no array, since numpy reads arrays without asking them."""
+
+    __getattribute__ = __getitem__ = __setitem__ = __len__ = __iter__ = __contains__ = __bool__ = _touched
+    __eq__ = __ne__ = __lt__ = __gt__ = __add__ = __sub__ = __array__ = __array_ufunc__ = __array_function__ = _touched
+    __hash__ = __repr__ = __str__ = __reduce__ = __reduce_ex__ = __copy__ = __deepcopy__ = _touched
 
 
 class Stopped(Exception):
@@ -152,6 +170,34 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
     assert _lines(tmp_path / "run") == _lines(whole)
 
 
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_begun_again_unasked(
+    config: RunConfig, dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        _train(config, dataset, tmp_path, "run", progress=StopAfter(5))
+    lines = _lines(tmp_path / "run")
+    states = sorted((tmp_path / "run" / "checkpoints").glob("*/state.json"))
+    assert len(states) == 2
+    for state in states:
+        state.write_bytes(b"{")
+    with pytest.raises(
+        ValueError, match=r"run/checkpoints: no checkpoint can be read.*restore .* or delete "
+    ) as caught:
+        _train(config, dataset, tmp_path, "run")
+    assert "\n" not in str(caught.value) and _lines(tmp_path / "run") == lines
+
+
+def test_a_first_checkpoint_that_was_never_finished_is_no_reason_to_stop(
+    whole: Path, config: RunConfig, dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        _train(config, dataset, tmp_path, "run", progress=StopAfter(3))
+    [manifest] = (tmp_path / "run" / "checkpoints").glob("*/manifest.json")
+    manifest.unlink()
+    _train(config, dataset, tmp_path, "run")
+    assert _equal(_weights(tmp_path / "run"), _weights(whole)) and _lines(tmp_path / "run") == _lines(whole)
+
+
 def test_a_gradient_that_is_not_a_number_ends_the_run_before_the_update(
     config: RunConfig, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -167,16 +213,6 @@ def test_a_gradient_that_is_not_a_number_ends_the_run_before_the_update(
     assert [line["step"] for line in _lines(tmp_path / "run")] == [1, 2, 3]
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["step-00000002"]
     assert not (tmp_path / "run" / "result.json").exists()
-
-
-def test_true_attributes_are_read_by_no_training_signal(
-    whole: Path, config: RunConfig, dataset: Dataset, tmp_path: Path
-) -> None:
-    truth_NA = np.random.default_rng(0).permutation(dataset.train.truth_NA)
-    assert not np.array_equal(truth_NA, dataset.train.truth_NA)
-    other = dataclasses.replace(dataset, train=dataclasses.replace(dataset.train, truth_NA=truth_NA))
-    _train(config, other, tmp_path, "run")
-    assert _equal(_weights(tmp_path / "run"), _weights(whole))
 
 
 def test_runs_may_lie_behind_a_uri(whole: Path, config: RunConfig, dataset: Dataset, tmp_path: Path) -> None:
@@ -225,3 +261,27 @@ def test_saga_runs_whole_in_one_process(mllm: Path, tmp_path: Path) -> None:
     assert result.num_steps == len(lines) == 2
     assert all(line["trainer/process"] == line["scorer/process"] for line in lines)
     assert all(line["grpo/contributing_pairs"] > 0 for line in lines)
+
+
+def test_true_attributes_are_read_by_nothing_that_trains_or_evaluates(
+    mllm: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the real engine, and for every split."""
+    config = small_run_config(mllm, optim__steps=2)
+    undisturbed = run_local(config, tmp_path / "one", "run")
+    hidden = {
+        name: dataclasses.replace(table, truth_NA=Untouchable())
+        for name, table in (("train", dataset.train), ("validation", dataset.validation), ("test", dataset.test))
+    }
+    truth_NA = hidden["train"].truth_NA
+    looks = [len, list, np.asarray, np.unique, torch.as_tensor, pickle.dumps, copy.copy, bool]
+    for look in (*looks, lambda truth: truth[0], lambda truth: truth.shape, lambda truth: truth == 1):
+        with pytest.raises(Touched):
+            look(truth_NA)
+    monkeypatch.setattr("saga_ray.train.local.load_dataset", lambda _: dataclasses.replace(dataset, **hidden))
+    result = run_local(config, tmp_path / "two", "run")
+    assert result.scores == undisturbed.scores
+    one, two = tmp_path / "one" / "run", tmp_path / "two" / "run"
+    assert _equal(_weights(one), _weights(two)) and _lines(one) == _lines(two)
+    assert (one / "per_query.parquet").read_bytes() == (two / "per_query.parquet").read_bytes()
+    assert any(line["grpo/contributing_pairs"] > 0 for line in _lines(one)), "the case must not be empty"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,14 +52,19 @@ def config_options(function: Function) -> Function:
     return function
 
 
+def _is_assignment(word: str) -> bool:
+    """True for key=value; a path may hold a = as well, behind a slash or as a file that is there."""
+    return re.match(r"[A-Za-z0-9_.]+=", word) is not None and not os.path.isfile(word)
+
+
 def split_words(words: Iterable[str], what: str) -> tuple[str, list[str]]:
     """The one argument of a verb, and the key=value words that follow `--set a=1 b=2`."""
     words = list(words)
-    names = [word for word in words if "=" not in word]
+    names = [word for word in words if not _is_assignment(word)]
     if len(names) != 1:
         found = f"got {', '.join(names)}" if names else "it is missing"
         raise click.UsageError(f"Expected one {what}, but {found}.", click.get_current_context(silent=True))
-    return names[0], [word for word in words if "=" in word]
+    return names[0], [word for word in words if _is_assignment(word)]
 
 
 def configuration(

@@ -28,6 +28,16 @@ def test_vocabularies_have_as_many_attributes_as_the_paper_names(dataset: str) -
     assert len(load_prompt(dataset, "structured", None).attributes) == PAPER_COUNTS[dataset]
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_shipped_names_are_ascii_and_commas_separate_values(dataset: str) -> None:
+    attributes = load_prompt(dataset, "structured", None).attributes
+    assert any(attributes.values())
+    for name, values in attributes.items():
+        assert name.isascii() and '"' not in name
+        assert values is None or len(set(values)) == len(values) >= 2
+        assert all("," not in value and '"' not in value and value.isascii() for value in values or ())
+
+
 def test_the_structured_answer_has_four_parts_under_the_items_name() -> None:
     user = request_text(Prompt("critic", "vase", {"glaze": ("matt", "gloss")}, "same_maker", "structured"))[1]
     places = [user.index(f'"{key}"') for key in ("vase_1", "vase_2", "differences", "same_maker")]

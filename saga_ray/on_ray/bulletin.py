@@ -6,11 +6,27 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray.actor import ActorHandle
 from ray.exceptions import GetTimeoutError, RayActorError
+
+from saga_ray.train.errors import NonFiniteError
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why something cannot work."""
+
+    sentence: str
+    not_a_number: bool
+    """A loss or gradient stopped being a number; an exception's type would be lost on its way."""
+
+    def error(self) -> ValueError:
+        """What the driver raises, of the type that the worker raised."""
+        return (NonFiniteError if self.not_a_number else ValueError)(self.sentence)
 
 
 @ray.remote(num_cpus=0)
@@ -19,7 +35,7 @@ class Bulletin:
 
     def __init__(self) -> None:
         self._notes: list[tuple[str, Any]] = []
-        self._refusal: str | None = None
+        self._refusal: Refusal | None = None
         self._claims: set[str] = set()
 
     def pin(self, kind: str, note: Any) -> None:
@@ -30,12 +46,12 @@ class Bulletin:
         """Notes from number `start` on."""
         return self._notes[start:]
 
-    def refuse(self, sentence: str) -> None:
+    def refuse(self, sentence: str, not_a_number: bool = False) -> None:
         """Say once and for all why this cannot work: a worker that starts again does not try."""
-        self._refusal = self._refusal or sentence
+        self._refusal = self._refusal or Refusal(sentence, not_a_number)
 
-    def refusal(self) -> str | None:
-        """The sentence, if anybody refused."""
+    def refusal(self) -> Refusal | None:
+        """What was said first, if anybody refused."""
         return self._refusal
 
     def claim(self, name: str) -> bool:

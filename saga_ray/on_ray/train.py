@@ -28,6 +28,7 @@ from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.data import ray_batches
 from saga_ray.on_ray.resources import decoding_tasks, trainer_threads
 from saga_ray.storage import Storage
+from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.loop import TrainResult, finished_result
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder
@@ -115,7 +116,7 @@ def train_group(
     """Train unfinished jobs on one group of workers, on the scorer service `app` or on one of their own.
 
     Raises:
-        ValueError: the sentence of the job that cannot work.
+        ValueError: the sentence of the job that cannot work; NonFiniteError if its numbers stopped being numbers.
         RuntimeError: if the workers failed more often than they are started again.
     """
     from saga_ray.on_ray.serve import scorer_service
@@ -138,7 +139,7 @@ def train_group(
         failure = _fit(jobs, runs, cluster, app, board)
         refusal = ray.get(board.refusal.remote())
     if refusal is not None:
-        raise ValueError(refusal)
+        raise refusal.error()
     if failure is not None:
         raise RuntimeError(_explain(failure)) from failure
     if len(results) < len(jobs):
@@ -280,7 +281,7 @@ def _worker(told: Mapping[str, Any]) -> None:
                     progress=BulletinProgress(board, prefix),
                 )
         except ValueError as error:
-            ray.get(board.refuse.remote(str(error)))
+            ray.get(board.refuse.remote(str(error), isinstance(error, NonFiniteError)))
             if context.world_size == 1:
                 return
             # The other ranks wait for this one: only the end of the group frees them. It is started again, and refuses.

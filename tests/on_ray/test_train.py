@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
 from saga_ray.on_ray.train import Job, run_on_ray
+from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.local import run_local
 
 TIMINGS = ("seconds", "trainer/process", "scorer/process")
@@ -167,6 +168,16 @@ def test_a_sentence_of_a_worker_comes_back_as_it_is(ray_cluster: None, small_con
         run_on_ray([Job(idle, "idle")], tmp_path / "runs")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / "idle" / "result.json").exists()
+
+
+@pytest.mark.slow
+def test_numbers_that_stop_being_numbers_are_told_apart_from_other_sentences(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+) -> None:
+    config = _override(small_config, loss__weights__grpo=0.0, loss__weights__alignment=0.0, optim__warmup_share=0.0)
+    config = _override(config, optim__lr_tower=1e30, resources__num_workers=2)
+    with pytest.raises(NonFiniteError, match=r"^\S+ is (nan|inf) at step \d: stopped before the update"):
+        run_on_ray([Job(config, "broken")], tmp_path / "runs")
 
 
 def test_a_folder_that_is_no_mllm_is_refused_before_anything_is_written(

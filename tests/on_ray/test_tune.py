@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saga_ray.configure import resolve
+from saga_ray.configure import resolve, with_override
 from saga_ray.on_ray.sweep import Range, SweepFile
 from saga_ray.on_ray.sweep_report import best_yaml, trials_csv, write_report
 from saga_ray.on_ray.trials import Trial, TrialStore, best_trial, causes, is_settled
 from saga_ray.storage import Storage
+from saga_ray.train.run_folder import RunFolder
 from tests.on_ray.conftest import SMALL
 
 SPACE = {"loss.weights.grpo": Range("loguniform", (0.1, 10.0)), "grpo.group_size": Range("choice", (3, 4))}
@@ -120,3 +121,36 @@ def test_a_sweep_without_any_score_says_why(ray_cluster: None, mllm_folder: Path
     with pytest.raises(ValueError, match=re.escape("sweep s: none of 2 trials has a score: not a number")):
         run_sweep(sweep, tmp_path)
     assert not list((tmp_path / "results").glob("*.json")) if (tmp_path / "results").exists() else True
+
+
+@pytest.mark.slow
+def test_trials_that_break_stand_beside_good_ones_and_only_failed_ones_are_run_again(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    from saga_ray.on_ray.tune import run_sweep
+
+    # Without the MLLM, for speed. At the largest rate the weights overflow; the folder of one trial belongs to another run.
+    base = {**SMALL, "optim.steps": 2, "optim.warmup_share": 0.0, "resources.cpus_per_worker": 3}
+    space = {"optim.lr_tower": Range("choice", (1e-4, 1e-5, 1e30))}
+    sweep = _sweep(method="potential-field", space=space, base=base, trials=8)
+    good, taken = {"optim.lr_tower": 1e-4}, {"optim.lr_tower": 1e-5}
+    folder = RunFolder(Storage.open(tmp_path), sweep.trial_name(taken))
+    folder.begin(with_override(sweep.config(taken), "seed", 5))
+    first = run_sweep(sweep, tmp_path)
+    status = {trial.values["optim.lr_tower"]: trial for trial in first.trials}
+    assert {rate: trial.status for rate, trial in status.items()} == {
+        1e-4: "finished",
+        1e-5: "failed",
+        1e30: "not a number",
+    }
+    assert sum(trial.draws for trial in first.trials if trial.status != "failed") <= 8
+    assert first.best.values == good and "holds a run with another configuration" in status[1e-5].cause
+    assert " is nan at step " in status[1e30].cause or " is inf at step " in status[1e30].cause
+    # Typed again, with the folder out of the way: what failed is run, what was settled is not.
+    (tmp_path / sweep.trial_name(taken) / "config.yaml").unlink()
+    steps = (tmp_path / sweep.trial_name(good) / "metrics.jsonl").stat().st_mtime_ns
+    again = {trial.values["optim.lr_tower"]: trial for trial in run_sweep(sweep, tmp_path).trials}
+    assert again[1e-5].status == "finished" and again[1e30].status == "not a number"
+    assert again[1e30].seconds == status[1e30].seconds
+    assert (tmp_path / sweep.trial_name(good) / "metrics.jsonl").stat().st_mtime_ns == steps
+    assert trials_csv(sweep, list(again.values())).count("finished") == 2

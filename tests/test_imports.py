@@ -11,12 +11,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "saga_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"types", "config", "configure", "storage", "recipes"}
+BASE = {"types", "config", "configure", "storage", "recipes", "errors"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
     "recipes": set(),
     "storage": set(),
+    "errors": set(),
     "configure": {"config", "recipes"},
     "data": BASE,
     "encoder": BASE,

@@ -10,11 +10,11 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 import saga_ray
+from saga_ray.errors import is_ours
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -125,21 +125,6 @@ def _report(error: Exception, debug: bool) -> int:
         return FAILED
     traceback.print_exception(error)
     return FAILED
-
-
-def is_ours(error: BaseException) -> bool:
-    """True if the error was raised by our own code: its text is then a sentence for the user.
-
-    A ValueError of a library is a mistake of ours and keeps its traceback. One that came from a worker has none.
-    """
-    if type(error) is not ValueError and not type(error).__module__.startswith("saga_ray."):
-        return False
-    place = error.__traceback__
-    if place is None:
-        return True
-    while place.tb_next is not None:
-        place = place.tb_next
-    return Path(place.tb_frame.f_code.co_filename).is_relative_to(Path(saga_ray.__file__).parent)
 
 
 def _usage_sentence(error: click.ClickException) -> str:

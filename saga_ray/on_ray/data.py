@@ -17,6 +17,7 @@ from ray.exceptions import RayError
 from saga_ray.config import DataConfig
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import BrokenImages, decode_plan
+from saga_ray.errors import Refused, marked_refusals
 from saga_ray.types import ImagePair, ImageSource, ImageTable, MicroBatch, PairPlan
 
 _ROWS_PER_DATASET = 512
@@ -107,7 +108,7 @@ def _next(rows: Iterator[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         return next(rows)
     except RayError as error:
         cause = getattr(error, "cause", None) or error.__cause__
-        if isinstance(cause, ValueError):
+        if isinstance(cause, Refused):
             raise ValueError(str(cause)) from None
         raise
 
@@ -134,7 +135,8 @@ def _decode_rows(
     for index, rows, pairs in zip(batch["index"], batch["rows"], batch["pairs"], strict=True):
         shown = tuple(ImagePair(int(a), int(b), bool(same), int(number)) for a, b, same, number in pairs)
         plan = PairPlan(index=int(index), rows=tuple(int(row) for row in rows), pairs=shown)
-        decoded.append(decode_plan(source, labels_N, plan, data, seed))
+        with marked_refusals():
+            decoded.append(decode_plan(source, labels_N, plan, data, seed))
     return {
         "index": np.array([d.index for d in decoded], dtype=np.int64),
         "images": np.stack([d.images_NHWC for d in decoded]),

@@ -30,6 +30,7 @@ from ray.serve.handle import DeploymentHandle
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
+from saga_ray.errors import Refused, marked_refusals
 from saga_ray.on_ray.cluster import Cluster
 from saga_ray.on_ray.resources import scorer_threads
 from saga_ray.types import ScoreRequest, ScoreResult
@@ -76,14 +77,14 @@ class ScorerReplica:
 
     def describe(self, config_json: str) -> dict[str, str]:
         """Identity of the engine for a configuration, which is built if it was not yet."""
-        with self._lock:
+        with self._lock, marked_refusals():
             return dict(self._engine(config_json).describe())
 
     def score(self, config_json: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Score a request that came over the wire."""
         from saga_ray.scorer import wire
 
-        with self._lock:
+        with self._lock, marked_refusals():
             engine = self._engine(config_json)
             result = engine.score(wire.request_from_arrays(request))
             return wire.result_to_arrays(wire.rounded_result(result, engine.mllm.dtype))
@@ -172,7 +173,7 @@ class RemoteScorer:
                 return call().result(timeout_s=settings.timeout_s)
             except RayTaskError as error:
                 # The request itself fails there and would fail again.
-                if isinstance(error.cause, ValueError):
+                if isinstance(error.cause, Refused):
                     raise ValueError(str(error.cause)) from None
                 raise
             except _WORTH_A_RETRY as error:

@@ -23,6 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from saga_ray.config import RunConfig
 from saga_ray.configure import from_yaml, to_yaml
 from saga_ray.data import load_dataset
+from saga_ray.errors import is_ours
 from saga_ray.on_ray.bulletin import bulletin, pinned_warnings
 from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.data import ray_batches
@@ -281,6 +282,8 @@ def _worker(told: Mapping[str, Any]) -> None:
                     progress=BulletinProgress(board, prefix),
                 )
         except ValueError as error:
+            if not is_ours(error):
+                raise
             ray.get(board.refuse.remote(str(error), isinstance(error, NonFiniteError)))
             if context.world_size == 1:
                 return

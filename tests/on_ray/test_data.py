@@ -12,6 +12,7 @@ from saga_ray.data import load_dataset
 from saga_ray.data.images import BrokenImageError
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
+from saga_ray.errors import is_ours
 from saga_ray.on_ray.data import ray_batches
 from saga_ray.types import ImageSource, ImageTable, MicroBatch
 
@@ -93,3 +94,20 @@ def test_a_class_without_a_readable_image_is_one_sentence(ray_cluster: None, sma
     broken = ImageTable(table.image_ids, table.labels_N, table.class_names, Unreadable())
     with pytest.raises(ValueError, match=r"^/images/\d+\.png: cannot be read as an image \(is cut short\)"):
         list(ray_batches(broken, data, 0, 0, 1, 0.25, 2)(0, 2, planner))
+
+
+@dataclass(frozen=True)
+class Mistaken:
+    """A source with a mistake in its code."""
+
+    def load(self, rows: list[int], size: int) -> np.ndarray:
+        return np.zeros(3).reshape(2, 2)
+
+
+def test_a_librarys_error_in_a_decoding_task_is_no_sentence(ray_cluster: None, small_config: RunConfig) -> None:
+    data, table = small_config.data, load_dataset(small_config).train
+    planner = PairPlanner(table.labels_N, data, 0, None)
+    mistaken = ImageTable(table.image_ids, table.labels_N, table.class_names, Mistaken())
+    with pytest.raises(Exception, match="cannot reshape") as caught:
+        list(ray_batches(mistaken, data, 0, 0, 1, 0.25, 2)(0, 2, planner))
+    assert not is_ours(caught.value)

@@ -6,14 +6,20 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 
 from saga_ray.config import RunConfig
-from saga_ray.configure import with_override
+from saga_ray.configure import to_yaml, with_override
+from saga_ray.on_ray import train as train_module
+from saga_ray.on_ray.bulletin import Bulletin
 from saga_ray.on_ray.train import Job, run_on_ray
+from saga_ray.train.context import LocalContext
 from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.local import run_local
 
@@ -168,6 +174,24 @@ def test_a_sentence_of_a_worker_comes_back_as_it_is(ray_cluster: None, small_con
         run_on_ray([Job(idle, "idle")], tmp_path / "runs")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / "idle" / "result.json").exists()
+
+
+def test_a_librarys_error_in_a_worker_is_no_sentence(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_job(*args: object, **more: object) -> None:
+        np.zeros(3).reshape(2, 2)
+
+    # The worker's function in this process: patches would not reach another one.
+    monkeypatch.setattr(train_module, "run_job", run_job)
+    monkeypatch.setattr("ray.train.get_context", lambda: SimpleNamespace(get_world_size=lambda: 1))
+    monkeypatch.setattr("saga_ray.train.context.TorchContext", LocalContext)
+    board = Bulletin.remote()
+    told = {"jobs": [(to_yaml(small_config), "run")], "runs": str(tmp_path), "app": None, "board": board}
+    with pytest.raises(ValueError, match="cannot reshape"):
+        train_module._worker({**told, "folder": os.getcwd(), "num_cores": 1, "data_group": {}})
+    assert ray.get(board.refusal.remote()) is None
+    ray.kill(board)
 
 
 @pytest.mark.slow

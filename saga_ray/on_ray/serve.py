@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import logging
 import os
+import re
 import threading
 import time
 import uuid
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import serve
+from ray._private import state
 from ray.exceptions import (
     GetTimeoutError,
     NodeDiedError,
@@ -44,6 +46,10 @@ logger = logging.getLogger(__name__)
 
 APP_VARIABLE = "SAGA_RAY_SCORER_APP"
 """Name of a standing scorer application (`cluster/kuberay-rayservice.yaml`) to use in place of an own one."""
+
+_APP_PREFIX = "saga-ray-scorer-"
+_OWN_APP = re.compile(rf"{_APP_PREFIX}([0-9a-f]+)-[0-9a-f]{{12}}")
+"""Name of an application of ours: the Ray job of the driver that ends it, and a number."""
 
 # What another replica, or the same one later, may answer: all of it says that a process or the way to it broke.
 _WORTH_A_RETRY = (
@@ -320,8 +326,10 @@ def scorer_service(configs: Sequence[RunConfig], cluster: Cluster) -> Iterator[s
         yield standing if asking else None
         return
     config = max(asking, key=lambda c: c.resources.num_scorers)
-    name = f"saga-ray-scorer-{uuid.uuid4().hex[:12]}"
+    name = f"{_APP_PREFIX}{ray.get_runtime_context().get_job_id()}-{uuid.uuid4().hex[:12]}"
     was_running = bool(_controller())
+    if was_running:
+        _delete_orphans()
     try:
         if not was_running:
             serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
@@ -341,6 +349,19 @@ def scorer_service(configs: Sequence[RunConfig], cluster: Cluster) -> Iterator[s
         yield name
     finally:
         _end(name, was_running)
+
+
+def _delete_orphans() -> None:
+    """Delete scorers whose driver was killed before it could: their replicas would keep their GPUs for ever."""
+    owners = {name: match[1] for name in serve.status().applications if (match := _OWN_APP.fullmatch(name))}
+    if not owners:
+        return
+    # The table of the GCS: `ray.util.state` would ask the dashboard, which a cluster need not have.
+    alive = {job["JobID"] for job in state.jobs() if not job["IsDead"]}
+    for name, job in owners.items():
+        if job not in alive:
+            with contextlib.suppress(TimeoutError):  # Serve goes on deleting
+                serve.delete(name)
 
 
 def _controller() -> Any:

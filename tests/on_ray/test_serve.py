@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
+from ray.exceptions import RayTaskError
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
+from saga_ray.errors import Refused, is_ours
 from saga_ray.on_ray.serve import RemoteScorer, join_results, remote_scorer, scorer_service, split_request
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
@@ -155,6 +161,30 @@ def test_a_scorer_that_never_answers_ends_in_a_sentence(small_config: RunConfig)
         RemoteScorer(Silence(), config).score(_request())
 
 
+def test_a_librarys_error_in_a_replica_is_no_sentence(small_config: RunConfig) -> None:
+    class Broken:
+        """A handle whose requests fail there."""
+
+        def __init__(self, cause: Exception) -> None:
+            self.cause = cause
+
+        def __getattr__(self, name: str) -> Broken:
+            return self
+
+        def remote(self, *args: object) -> Broken:
+            return self
+
+        def result(self, timeout_s: float) -> None:
+            raise RayTaskError("score", "Traceback", self.cause, "replica", 1, "127.0.0.1").as_instanceof_cause()
+
+    with pytest.raises(ValueError, match=r"^mllm\.path: gone$") as caught:
+        RemoteScorer(Broken(Refused("mllm.path: gone")), small_config).score(_request())
+    assert type(caught.value) is ValueError and is_ours(caught.value)
+    with pytest.raises(RayTaskError) as caught:
+        RemoteScorer(Broken(ValueError("shapes do not match")), small_config).score(_request())
+    assert not is_ours(caught.value)
+
+
 def test_after_the_service_nothing_of_it_is_left(ray_cluster: None, small_config: RunConfig) -> None:
     from ray import serve
 
@@ -168,6 +198,44 @@ def test_after_the_service_nothing_of_it_is_left(ray_cluster: None, small_config
         assert name in serve.status().applications
         raise Broken
     assert set(serve.status().applications) == before
+
+
+def test_a_service_deletes_what_a_killed_driver_left_and_nothing_else(
+    ray_cluster: None, small_config: RunConfig
+) -> None:
+    import ray
+    from ray import serve
+    from ray._private import state
+
+    from saga_ray.on_ray.cluster import connect
+
+    class Nothing:
+        """An application; a class of the module would load torch in each replica."""
+
+    code = "import ray, time; ray.init(log_to_driver=False); print(ray.get_runtime_context().get_job_id(), flush=True); time.sleep(600)"
+    env = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    driver = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=env)
+    try:
+        job = next(line.strip() for line in driver.stdout if re.fullmatch(r"[0-9a-f]{8}\s*", line))
+        own = ray.get_runtime_context().get_job_id()
+        names = [f"saga-ray-scorer-{owner}-{'0' * 12}" for owner in (job, own)] + ["saga-ray-scorer"]
+        for name in names:
+            serve.run(serve.deployment(Nothing, ray_actor_options={"num_cpus": 0}).bind(), name=name, route_prefix=None)
+        with connect([small_config]) as cluster:
+            with scorer_service([small_config], cluster):
+                assert set(names) <= set(serve.status().applications), "its driver is still alive"
+            driver.kill()
+            for _ in range(300):
+                if {entry["JobID"]: entry["IsDead"] for entry in state.jobs()}[job]:
+                    break
+                time.sleep(0.1)
+            with scorer_service([small_config], cluster):
+                assert set(names) & set(serve.status().applications) == set(names[1:])
+        for name in names[1:]:
+            serve.delete(name)
+    finally:
+        driver.kill()
+        driver.wait()
 
 
 def test_runs_that_never_ask_start_no_service(ray_cluster: None, small_config: RunConfig) -> None:

@@ -270,14 +270,16 @@ def deterministic(config: RunConfig) -> Iterator[None]:
         yield
         return
     threads, was = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.set_num_threads(config.scorer.threads)
-    torch.use_deterministic_algorithms(True)
+    # A warning, not an error: torch has no deterministic cumulative sum on GPUs, which the scorer's sampler needs.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(was)
+        torch.use_deterministic_algorithms(was, warn_only=only_warned)
 
 
 def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None:

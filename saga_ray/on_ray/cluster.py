@@ -70,29 +70,31 @@ def connect(configs: Sequence[RunConfig], *, concurrent: int = 1) -> Iterator[Cl
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     _hush()
-    # A job that is stopped gets SIGTERM; unwinding lets the scorer service go with it.
-    with _interrupted_by_sigterm():
-        if ray.is_initialized():
-            _check(configs, concurrent)
-            yield Cluster(started=False, num_cores=None)
-            return
-        if os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"):
-            _join()
-            try:
-                _check(configs, concurrent)
-                yield Cluster(started=False, num_cores=None)
-            finally:
-                ray.shutdown()
-            return
-        num_cores = available_cores()
+    with _connection(configs, concurrent) as cluster:
+        _check(configs, concurrent)
+        # A job that is stopped gets SIGTERM; unwinding lets the scorer service go with it. Ray puts a handler of its own
+        # in place while it starts, so ours comes after.
+        with _interrupted_by_sigterm():
+            yield cluster
+
+
+@contextlib.contextmanager
+def _connection(configs: Sequence[RunConfig], concurrent: int) -> Iterator[Cluster]:
+    if ray.is_initialized():
+        yield Cluster(started=False, num_cores=None)
+        return
+    joins = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
+    num_cores = None if joins else available_cores()
+    if num_cores is None:
+        _join()
+    else:
         for name, value in _QUIET_ALONE.items():
             os.environ.setdefault(name, value)
         _start(logical_cpus(configs, concurrent, num_cores))
-        try:
-            _check(configs, concurrent)
-            yield Cluster(started=True, num_cores=num_cores)
-        finally:
-            ray.shutdown()
+    try:
+        yield Cluster(started=not joins, num_cores=num_cores)
+    finally:
+        ray.shutdown()
 
 
 def available_cores() -> int:

@@ -331,6 +331,8 @@ def label(config: RunConfig) -> str:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ",".join(_short(each) for each in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

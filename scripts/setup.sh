@@ -50,4 +50,4 @@ fi
 .venv/bin/saga-ray --version >/dev/null
 fingerprint >.venv/.installed.new
 mv .venv/.installed.new .venv/.installed
-echo "Ready: .venv holds saga-ray and all it needs."
+echo "Ready: .venv holds saga-ray and all it needs; 'source .venv/bin/activate' puts it on the path."

@@ -7,8 +7,8 @@ import sys
 
 import click
 
-from saga_ray.cli.options import RUNS
-from saga_ray.cli.terminal import say
+from saga_ray.cli.options import RUNS, typed
+from saga_ray.cli.terminal import say, shell_quoted
 
 FORMATS = ("table", "json", "csv", "md", "html")
 
@@ -40,4 +40,6 @@ def command(dataset: str, runs: str, split: str, form: str) -> None:
         text = render(rows)
     sys.stdout.write(text)
     if not rows:
-        say(f"No {split} results of {dataset} in {runs}; make one with: saga-ray train {dataset} --runs {runs}")
+        example = ["saga-ray", "train", dataset, *typed(data_root=None if dataset == "demo" else "DIR", runs=runs)]
+        example += ["--set", "evaluation.split=validation"] if split == "validation" else []
+        say(f"No {split} results of {dataset} in {runs}; make one with: {shell_quoted(*example)}")

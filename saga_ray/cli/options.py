@@ -67,6 +67,12 @@ def split_words(words: Iterable[str], what: str) -> tuple[str, list[str]]:
     return names[0], [word for word in words if _is_assignment(word)]
 
 
+def typed(**options: object) -> list[str]:
+    """Options that were given, as they can be typed again."""
+    given = ((f"--{name.replace('_', '-')}", str(value)) for name, value in options.items() if value is not None)
+    return [word for pair in given for word in pair]
+
+
 def configuration(
     dataset: str,
     *,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from saga_ray.cli.options import DATA_ROOT, RECIPE, RUNS, SET, configuration, split_words
+from saga_ray.cli.options import DATA_ROOT, RECIPE, RUNS, SET, configuration, split_words, typed
 from saga_ray.cli.terminal import progress, result, say, shell_quoted
 
 METHODS_OF = {
@@ -86,16 +86,15 @@ def command(
 
         storage = Storage.open(runs)
         members = [StudyRun(config, outcome) for config, outcome in zip(configs, outcomes, strict=True)]
-        data = () if data_root is None else ("--data-root", data_root)
+        options = typed(methods=methods, steps=steps, recipe=recipe, data_root=data_root, runs=runs)
+        sets = [word for text in [*assignments, *more] for word in ("--set", text)]
+        again = ("saga-ray", "study", dataset, "--seeds", str(seeds + 1), *options, *sets)
         commands = [
             ("The table again", shell_quoted("saga-ray", "leaderboard", dataset, "--runs", runs)),
-            (
-                "Another seed",
-                shell_quoted("saga-ray", "train", dataset, *data, "--seed", str(seeds), "--runs", runs),
-            ),
-            ("Without Ray", shell_quoted("saga-ray", "train", dataset, *data, "--local", "--runs", runs)),
-            ("Search the loss weights", shell_quoted("saga-ray", "sweep", "sweeps/weights.yaml", "--dataset", dataset)),
+            ("Another seed", shell_quoted(*again, *(("--local",) if local else ()))),
         ]
+        if dataset == "demo":
+            commands.append(("Search the loss weights", shell_quoted("saga-ray", "sweep", "sweeps/weights.yaml")))
         page = write_study_page(storage, members, shown, title=f"saga-ray on {dataset}", commands=commands)
     from saga_ray.leaderboard.render import render_table
 
@@ -105,5 +104,5 @@ def command(
     say("")
     say(f"The page with table, curves, gallery and the MLLM's answers: {page}")
     say("What to type next:")
-    for purpose, typed in commands:
-        say(f"  {typed:60}  # {purpose.lower()}")
+    for purpose, line in commands:
+        say(f"  {line:60}  # {purpose.lower()}")

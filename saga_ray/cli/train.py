@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from saga_ray.cli.options import DATASET_HELP, RUNS, config_options, configuration, split_words
+from saga_ray.cli.options import DATASET_HELP, RUNS, config_options, configuration, split_words, typed
 from saga_ray.cli.terminal import progress, result, say, scores_line, shell_quoted
 
 if TYPE_CHECKING:
@@ -64,10 +64,11 @@ def command(
         shown.stage("starting")
         outcome = train_one(config, runs, name, local, shown)
     report(outcome)
-    data = () if config.data.root is None or config.dataset == "demo" else ("--data-root", config.data.root)
     say(f"Next: {shell_quoted('saga-ray', 'leaderboard', config.dataset, '--runs', runs)}")
     if config.method == "saga" and not outcome.was_finished:
-        baseline = ("saga-ray", "train", config.dataset, *data, "--method", "potential-field", "--runs", runs)
+        options = typed(recipe=recipe, data_root=data_root, config=config_file, steps=steps, seed=seed, runs=runs)
+        sets = (word for text in [*assignments, *more] for word in ("--set", text))
+        baseline = ("saga-ray", "train", dataset, "--method", "potential-field", *options, *sets)
         say(f"  or: {shell_quoted(*baseline, *(('--local',) if local else ()))}")
 
 

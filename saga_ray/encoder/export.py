@@ -44,6 +44,8 @@ class ImageEmbedder(nn.Module):
         """
         if isinstance(images, (list, tuple)):
             images = _stacked(images, self.image_size)
+        elif not isinstance(images, Tensor | np.ndarray):
+            raise ValueError(f"images: expected a list of PIL images or an array, got {type(images).__name__}")
         images_NHWC = torch.as_tensor(images)
         if images_NHWC.ndim != 4 or tuple(images_NHWC.shape[1:]) != (self.image_size, self.image_size, 3):
             raise ValueError(
@@ -115,8 +117,13 @@ def load_encoder(run: str | Path) -> ImageEmbedder:
 def _stacked(images: Sequence[Any], size: int) -> np.ndarray:
     from PIL import Image
 
+    if not images:
+        raise ValueError("images: the list is empty; give at least one image")
+    for image in images:
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"images: expected PIL images, got {type(image).__name__}; open files with PIL.Image.open")
     squares = [np.array(_rgb(image).resize((size, size), Image.Resampling.BICUBIC)) for image in images]
-    return np.stack(squares) if squares else np.empty((0, size, size, 3), np.uint8)
+    return np.stack(squares)
 
 
 def _rgb(image: Any) -> Any:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from saga_ray import load_encoder
 from saga_ray.encoder.encoder import Encoder
-from saga_ray.encoder.export import save_encoder
+from saga_ray.encoder.export import ImageEmbedder, save_encoder
 from saga_ray.encoder.pooler import build_pooler
 from saga_ray.encoder.tower import VisionTower
 from saga_ray.storage import Storage
@@ -85,3 +85,13 @@ def test_what_holds_no_encoder_is_refused_in_a_sentence(run: Path, tmp_path: Pat
 def test_images_of_another_size_are_refused_in_a_sentence(run: Path) -> None:
     with pytest.raises(ValueError, match=r"expected uint8 \(N, 32, 32, 3\)"):
         load_encoder(run)(np.zeros((1, 48, 48, 3), dtype=np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [(["a.png"], "got str"), ([], "the list is empty"), ("a.png", "got str"), (Image.new("RGB", (8, 8)), "got Image")],
+)
+def test_what_is_no_list_of_images_is_refused_in_a_sentence(images: object, said: str) -> None:
+    embedder = ImageEmbedder(torch.nn.Identity(), 32)
+    with pytest.raises(ValueError, match=f"^images: .*{said}"):
+        embedder(images)

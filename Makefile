@@ -12,7 +12,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Create or repair .venv from requirements.lock
-	@bash scripts/setup.sh
+	@bash .ci/setup.sh
 
 demo: setup ## The whole way once: three methods on the demo world, table, gallery and pages (at most 10 minutes)
 	@$(SAGA) study demo --runs runs/demo
@@ -36,7 +36,7 @@ lint: setup ## Check style and formatting
 
 lock: ## Choose versions anew and write requirements.lock
 	@uv=$$(command -v uv || echo .venv/bin/uv); \
-	$$uv pip compile pyproject.toml --extra dev --constraint constraints.txt --universal --python-version 3.11 \
+	$$uv pip compile pyproject.toml --extra dev --constraint .ci/constraints.txt --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock
 
 clean: ## Remove what runs and tools left behind, but not .venv

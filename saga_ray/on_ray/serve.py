@@ -348,7 +348,8 @@ def scorer_service(configs: Sequence[RunConfig], cluster: Cluster) -> Iterator[s
         )
         yield name
     finally:
-        _end(name, was_running)
+        # A cluster of our own ends with us, Serve included.
+        _end(name, keep_serve=was_running or cluster.started)
 
 
 def _delete_orphans() -> None:
@@ -371,12 +372,12 @@ def _controller() -> Any:
         return None
 
 
-def _end(name: str, was_running: bool) -> None:
+def _end(name: str, keep_serve: bool) -> None:
     if not ray.is_initialized() or not _controller():
         return
     serve.delete(name)
     # Serve itself goes too if it came with us and nobody else moved in meanwhile.
-    if not was_running and not serve.status().applications:
+    if not keep_serve and not serve.status().applications:
         serve.shutdown()
 
 

@@ -277,9 +277,7 @@ def test_recipes_are_in_the_package() -> None:
 
 def test_what_was_typed_stands_above_a_config_file() -> None:
     of_a_sweep = {"dataset": "demo", "method": "saga", "recipe": "demo", "grpo": {"group_size": 4}}
-    config = resolve(
-        "cub", method="potential-field+grpo", file_values=of_a_sweep, overrides={"data.root": "somewhere"}
-    )
+    config = resolve("cub", method="potential-field+grpo", file_values=of_a_sweep, overrides={"data.root": "somewhere"})
     assert (config.dataset, config.method, config.recipe) == ("cub", "potential-field+grpo", "demo")
     assert config.grpo.group_size == 4
     assert resolve("demo", file_values={"method": "proxy-anchor"}).method == "proxy-anchor"

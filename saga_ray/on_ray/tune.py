@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -145,7 +146,8 @@ def _search(
             ),
             run_config=tune.RunConfig(name=f"saga-ray-{uuid.uuid4().hex[:12]}", storage_path=path, verbose=0),
         )
-        grid = tuner.fit()
+        with contextlib.redirect_stdout(sys.stderr):  # Tune talks about itself, and standard output is for results
+            grid = tuner.fit()
         interrupted = len(grid) < missing or any(r.metrics is None and r.error is None for r in grid)
     _record_broken(store, grid, started)
     if interrupted and not any(result.error for result in grid):

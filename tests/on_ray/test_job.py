@@ -70,7 +70,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dict[s
         yield address, env
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=180)  # Ray ends its processes one by one
     assert not processes_of(str(folder))
 
 

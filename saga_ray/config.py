@@ -13,6 +13,7 @@ METRIC_LOSSES = (
     "contrastive", "triplet", "proxy-nca", "circle", "arcface",
 )  # fmt: skip
 
+# A Literal built from a tuple is fine at run time, and keeps names in one place; type checkers want it written out.
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 

@@ -104,7 +104,7 @@ def run(args: list[str]) -> int:
         # Whoever read our output has gone; python would complain once more when it closes the stream.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except Exception as error:
+    except Exception as error:  # nothing is swallowed: a sentence for a mistake of the user, else the traceback
         return _report(error, debug)
 
 

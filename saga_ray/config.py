@@ -7,6 +7,8 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 DATASETS = ("demo", "folder", "cub", "cars", "aircraft", "inat-aves")
+WITH_TRUTH = ("demo",)
+"""Data sets whose true attributes use the words of their prompt."""
 RECIPES = ("paper", "demo")
 METRIC_LOSSES = (
     "none", "potential-field", "proxy-anchor", "multi-similarity", "infonce",
@@ -120,19 +122,11 @@ class LossWeights(Config):
     alignment: Weight = 1.0
     """KL from the MLLM's attention to the pooler's."""
     reference_kl: Weight = 0.0
-    """KL to the policy of the reference encoder; not built yet, must be 0."""
+    """KL from the reference policy, which is the same MLLM looking through the initial encoder, on the sampled answers."""
     anchor: Weight = 0.0
-    """Squared distance to the initial tokens; not built yet, must be 0."""
-
-    @model_validator(mode="after")
-    def _only_what_is_built(self) -> LossWeights:
-        problems = []
-        for key in ("reference_kl", "anchor"):
-            if getattr(self, key) > 0:
-                problems.append(
-                    f"loss.weights.{key}: {getattr(self, key)} asks for a loss that is not built yet; set it to 0"
-                )
-        return _all_said(self, problems)
+    """Mean squared distance of all tokens to those of the initial encoder, in units of their mean square; asks no MLLM."""
+    consensus: Weight = 0.0
+    """Cross-entropy of the words that the MLLM agrees on for the class (`consensus.*`), through the frozen MLLM into the tower."""
 
 
 class PotentialFieldConfig(Config):
@@ -158,6 +152,9 @@ class LossConfig(Config):
 class GRPOConfig(Config):
     """Group-relative policy optimisation (arXiv 2402.03300) with dynamic sampling (DAPO, arXiv 2503.14476)."""
 
+    reward: Literal["sampled", "expected"] = "sampled"
+    """`sampled`: 1 for a right verdict (paper). `expected`: the probability of the right verdict given what was written before it,
+    whose gradient is taken exactly; answers that agree then still carry a signal."""
     group_size: int = Field(8, ge=2)
     """Completions sampled per pair (G). A group of one has no baseline: every advantage would be 0."""
     contributing_pairs: int = Field(8, ge=1)
@@ -174,6 +171,17 @@ class GRPOConfig(Config):
     """A longer answer is cut and gets reward 0."""
     min_std: float = Field(1e-6, gt=0)
     """Groups whose rewards have a smaller standard deviation get advantage 0."""
+
+
+class ConsensusConfig(Config):
+    """Class consensus: what the MLLM writes of a class's training images, tallied per attribute, and taught back."""
+
+    refresh_steps: int = Field(25, ge=1)
+    """Steps after which the tally of what was written meanwhile replaces the one that is taught."""
+    sharpness: float = Field(3.0, gt=0)
+    """Exponent of a word's share within the class over the root of its share among all classes."""
+    source: Literal["mllm", "truth"] = "mllm"
+    """`truth` teaches the true words where a data set knows them: a ceiling for diagnosis, no method."""
 
 
 class AlignmentConfig(Config):
@@ -292,6 +300,7 @@ class RunConfig(Config):
     loss: LossConfig = LossConfig()
     grpo: GRPOConfig = GRPOConfig()
     alignment: AlignmentConfig = AlignmentConfig()
+    consensus: ConsensusConfig = ConsensusConfig()
     optim: OptimConfig = OptimConfig()
     mllm: MLLMConfig = MLLMConfig()
     prompt: PromptConfig = PromptConfig()
@@ -304,7 +313,19 @@ class RunConfig(Config):
     def asks_the_mllm(self) -> bool:
         """True if any loss needs the frozen MLLM."""
         weights = self.loss.weights
-        return self.encoder.trainable != "none" and (weights.grpo > 0 or weights.alignment > 0)
+        asking = (weights.grpo, weights.alignment, weights.reference_kl, weights.consensus)
+        return self.encoder.trainable != "none" and max(asking) > 0
+
+    @property
+    def samples_answers(self) -> bool:
+        """True if any loss needs answers of the MLLM about the plan's pairs."""
+        weights = self.loss.weights
+        return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl) > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if any loss needs the tokens of the initial encoder."""
+        return self.encoder.trainable != "none" and max(self.loss.weights.reference_kl, self.loss.weights.anchor) > 0
 
     @model_validator(mode="after")
     def _keys_agree(self) -> RunConfig:
@@ -318,6 +339,16 @@ class RunConfig(Config):
             problems.append(
                 f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
                 f"only that pooler has weights to align; set one of the two"
+            )
+        if self.loss.weights.consensus > 0 and self.prompt.variant != "structured":
+            problems.append(
+                f"loss.weights.consensus: {self.loss.weights.consensus} needs prompt.variant=structured (now {self.prompt.variant}): "
+                f"without descriptions there is nothing to agree on; set one of the two"
+            )
+        if self.loss.weights.consensus > 0 and self.consensus.source == "truth" and self.dataset not in WITH_TRUTH:
+            problems.append(
+                f"consensus.source: truth needs a data set whose attributes are known ({', '.join(WITH_TRUTH)}), not "
+                f"'{self.dataset}'; set consensus.source=mllm"
             )
         if self.dataset not in ("demo",) and self.data.root is None:
             problems.append(f"data.root: missing; say where the images of '{self.dataset}' are with --data-root DIR")

@@ -33,17 +33,28 @@ def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _without(**weights: float) -> dict[str, Any]:
+    """SAGA without any loss but the metric one and those that are named."""
+    return {"loss": {"weights": {"grpo": 0.0, "alignment": 0.0, **weights}}}
+
+
 METHODS: dict[str, dict[str, Any]] = {
     "pretrained": _merged(_baseline("none"), {"encoder": {"trainable": "none"}, "optim": {"steps": 0}}),
     "proxy-anchor": _baseline("proxy-anchor"),
     "multi-similarity": _baseline("multi-similarity"),
     "infonce": _baseline("infonce"),
     "potential-field": _baseline("potential-field"),
-    "potential-field+pooler": {"loss": {"weights": {"grpo": 0.0, "alignment": 0.0}}},
-    "potential-field+alignment": {"loss": {"weights": {"grpo": 0.0}}},
+    "potential-field+pooler": _without(),
+    "potential-field+anchor": _without(anchor=1.0),
+    "potential-field+reference-kl": _without(reference_kl=1.0),
+    "potential-field+alignment": _without(alignment=1.0),
+    "potential-field+alignment+reference-kl": _without(alignment=1.0, reference_kl=1.0),
+    "potential-field+consensus": _without(alignment=1.0, consensus=1.0),
     "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
     "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},
     "saga": {},
+    "saga+expected": {"grpo": {"reward": "expected"}},
+    "saga+consensus": {"loss": {"weights": {"consensus": 1.0}}},
 }
 """Presets on top of a recipe; the recipe itself is SAGA."""
 

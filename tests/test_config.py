@@ -78,7 +78,9 @@ def test_every_method_is_valid_on_every_data_set(dataset: str, method: str) -> N
 def test_the_methods_differ_in_what_their_names_say() -> None:
     configs = {method: resolve("demo", method=method) for method in METHODS}
     assert [m for m, c in configs.items() if c.asks_the_mllm] == [
-        "potential-field+alignment", "potential-field+grpo", "potential-field+grpo-generic", "saga",
+        "potential-field+reference-kl", "potential-field+alignment", "potential-field+alignment+reference-kl",
+        "potential-field+consensus", "potential-field+grpo", "potential-field+grpo-generic",
+        "saga", "saga+expected", "saga+consensus",
     ]  # fmt: skip
     assert configs["pretrained"].optim.steps == 0
     assert configs["proxy-anchor"].loss.metric == "proxy-anchor"
@@ -125,8 +127,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
             "optim.lr_tower": "fast",
             "data.classes_per_batch": 15,
             "resources.num_workers": 3,
-            "loss.weights.anchor": 1,
-            "loss.weights.reference_kl": 1,
+            "loss.weights.anchor": -1,
+            "loss.weights.reference_kl": -1,
             "grpo": 3,
         },
     )
@@ -139,8 +141,8 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         "optim.lr_tower: 'fast' is not accepted",
         "data.num_shards: 4 must divide data.classes_per_batch (15)",
         "resources.num_workers: 3 does not divide data.num_shards (4)",
-        "loss.weights.anchor: 1.0 asks for a loss that is not built yet",
-        "loss.weights.reference_kl: 1.0 asks for a loss that is not built yet",
+        "loss.weights.anchor: -1 is not accepted",
+        "loss.weights.reference_kl: -1 is not accepted",
     ):
         assert any(line.startswith(start) for line in found), start
     assert len(found) == len(set(found))
@@ -155,6 +157,7 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         ({"encoder.pooler": "men"}, "encoder.pooler: 'men' is not accepted"),
         ({"encoder.pooler": "mean"}, "loss.weights.alignment: 1.0 needs encoder.pooler=attention"),
         ({"data.num_classes": [1, "x", 3]}, "data.num_classes.1: 'x' is not accepted"),
+        ({"loss.weights.consensus": 1, "prompt.variant": "generic"}, "loss.weights.consensus: 1.0 needs prompt.variant=structured"),
         ({"data.pairs_per_batch": 6}, "data.pairs_per_batch: 6 is not a multiple of data.num_shards (4)"),
         ({"optim.lr_tower": float("nan")}, "optim.lr_tower: nan is not accepted"),
     ],

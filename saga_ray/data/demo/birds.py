@@ -54,8 +54,9 @@ POSE, FLIP, TURN, SCALE, STRETCH, PLACE_X, PLACE_Y, SCENE, SCENE_X, SCENE_Y, LIG
 NUM_PARAMETERS = 16
 
 GAPS = ("washed-out", "filter", "quarter-turn")
-DRAWING_VERSION = 2
+DRAWING_VERSION = 3
 """Part of every fingerprint; raise it with any change that moves a pixel."""
+SMALL_ATLAS = 256
 ATLAS_REACH = 1.2  # the atlas reaches further than any bird, so that its rim is empty
 
 
@@ -166,7 +167,7 @@ def _draw_pose(x: np.ndarray, y: np.ndarray, pose: int) -> np.ndarray:
     along = np.array([np.cos(tilt), np.sin(tilt)])
     head = np.array(body_centre) + reach * np.array([np.cos(tilt - 0.25 + droop), np.sin(tilt - 0.25 + droop)])
     rump = np.array(body_centre) - 0.36 * along
-    shoulder = np.array(body_centre) + 0.10 * along + 0.05 * np.array([np.sin(tilt), -np.cos(tilt)])
+    shoulder = np.array(body_centre) + 0.02 * along + 0.05 * np.array([np.sin(tilt), -np.cos(tilt)])
 
     body = _ellipse(x, y, body_centre, (0.44, 0.30), tilt)
     skull = np.hypot(x - head[0], y - head[1]) - 0.205
@@ -213,13 +214,13 @@ def _draw_pose(x: np.ndarray, y: np.ndarray, pose: int) -> np.ndarray:
     paint(rim & (rows[..., 1:] != BILL).all(-1), OUTLINE)
     paint(bird < 0, BELLY)
 
-    on_breast = (bird < 0) & (u > 0.09 - 0.25 * (v - 0.1)) & (skull > 0.0)
+    on_breast = (bird < 0) & (u > 0.03 - 0.25 * (v - 0.1)) & (skull > 0.0)
     paint(on_breast, BREAST)
-    marks = _pattern_marks(u - 0.25, v - 0.04, ("solid", "spotted", "striped", "band"), 0.19)
+    marks = _pattern_marks(u - 0.21, v - 0.07, ("solid", "spotted", "sides", "band"), 0.24)
     for value, mark in enumerate(marks):
         rows[on_breast, 1 + value] = np.where(mark, BREAST_MARK, BREAST)[on_breast]
     rows[on_breast, 0] = NAMES.index("breast pattern")
-    paint((bird < 0) & (v < -0.12) & (u < 0.24) & (skull > 0.02), BACK)
+    paint((bird < 0) & (v < -0.14) & (u < 0.16) & (skull > 0.02), BACK)
 
     paint((wing > 0) & (wing < 0.022) & (bird < 0.03), OUTLINE)
     on_wing = wing < 0
@@ -241,11 +242,11 @@ def _pattern_marks(u, v, patterns, period, edge=None):
     """Where each pattern is marked, for coordinates along (u) and across (v) the body."""
     row = np.round(v / period)
     shifted = u - 0.5 * period * (row % 2)
-    spot = np.hypot(shifted - np.round(shifted / period) * period, v - row * period) < 0.33 * period
+    spot = np.hypot(shifted - np.round(shifted / period) * period, v - row * period) < 0.36 * period
     marks = {
         "solid": np.zeros(u.shape, bool),
         "spotted": spot,
-        "striped": np.abs(v - np.round(v / period) * period) < 0.23 * period,
+        "sides": np.abs(v) > 0.36 * period,
         "barred": np.abs(u - np.round(u / period) * period) < 0.25 * period,
         "band": np.abs(u) < 0.40 * period,
     }
@@ -270,7 +271,6 @@ def _value_colors() -> np.ndarray:
 def _palettes(attributes: np.ndarray, parameters: np.ndarray, size: int) -> np.ndarray:
     """(pictures, labels) packed RGBA, alpha 0 where a label shows nothing."""
     num = len(attributes)
-    _, group, materials = _atlas(size)
     colors = _value_colors()
 
     def word(name):
@@ -296,9 +296,50 @@ def _palettes(attributes: np.ndarray, parameters: np.ndarray, size: int) -> np.n
     rgba = np.zeros((num, NUM_MATERIALS, 4), np.uint8)
     rgba[..., :3] = np.clip(rgb, 0, 255)
     rgba[:, 1:, 3] = 255
+    return rgba.view(np.uint32)[..., 0][np.arange(num)[:, None], _materials(attributes, size)]
+
+
+def _materials(attributes: np.ndarray, size: int) -> np.ndarray:
+    """(pictures, labels) what each label of the atlas shows in each picture."""
+    _, group, materials = _atlas(size)
     value = np.where(group >= 0, attributes[:, np.maximum(group, 0)], 0)
-    material = materials[np.arange(len(group)), value]
-    return rgba.view(np.uint32)[..., 0][np.arange(num)[:, None], material]
+    return materials[np.arange(len(group)), value]
+
+
+_SHOWN_BY = {
+    CROWN: ("crown color",),
+    BREAST: ("breast color", "breast pattern"),
+    BREAST_MARK: ("breast color", "breast pattern"),
+    BELLY: ("belly color",),
+    WING: ("wing color", "wing pattern"),
+    WING_MARK: ("wing color", "wing pattern"),
+    TAIL: ("tail shape",),
+    BILL: ("bill shape", "bill color"),
+    LEG: ("leg color",),
+}
+
+
+def parts(attributes: np.ndarray, parameters: np.ndarray, cells: int, *, points: int = 32) -> np.ndarray:
+    """Where each attribute is to be seen in clean pictures: its share of every cell of a square grid.
+
+    Args:
+        attributes, parameters: as for `draw`.
+        cells: cells along an edge.
+        points: samples along an edge of the picture, a multiple of `cells`.
+
+    Returns:
+        (pictures, 10, cells, cells) float32 in [0, 1].
+    """
+    shows = np.zeros((NUM_MATERIALS, len(NAMES)), np.float32)
+    for material, names in _SHOWN_BY.items():
+        shows[material, [NAMES.index(name) for name in names]] = 1.0
+    num = len(attributes)
+    parameters = parameters.astype(np.float32)
+    index = _atlas_index(*_atlas_maps(parameters, 0.0), 0.0, 0.0, points, SMALL_ATLAS)
+    labels = _atlas(SMALL_ATLAS)[0][index]
+    material = _materials(attributes, SMALL_ATLAS)[np.arange(num)[:, None, None], labels]
+    per = points // cells
+    return shows[material].reshape(num, cells, per, cells, per, len(NAMES)).mean((2, 4)).transpose(0, 3, 1, 2)
 
 
 def draw(
@@ -334,7 +375,7 @@ def draw(
 
 def _draw_chunk(attributes, parameters, habitat, size, gap, shift):
     num = len(attributes)
-    atlas_size = 256 if size <= 96 else 768
+    atlas_size = SMALL_ATLAS if size <= 96 else 768
     labels, _, _ = _atlas(atlas_size)
     palettes = _palettes(attributes, parameters, atlas_size)
     first_label = (np.arange(num, dtype=np.int32) * palettes.shape[1])[:, None, None]
@@ -343,21 +384,11 @@ def _draw_chunk(attributes, parameters, habitat, size, gap, shift):
     p = parameters
     axis = ((np.arange(size) + 0.5) / size * 2.0 - 1.0).astype(np.float32)
     turn = np.float32(0.5 * np.pi * shift if gap == "quarter-turn" else 0.0)
-    scale = 0.72 + 0.20 * p[:, SCALE]
-    to_bird = _inverse_affine(p, scale, turn)  # (num, 2, 3)
-
-    # From picture coordinates to atlas cells, with the pose's map chosen by an offset.
-    cells = to_bird * np.float32(atlas_size / 2 / ATLAS_REACH)
-    cells[:, :, 2] += np.float32(atlas_size / 2)
-    pose = np.minimum((p[:, POSE] * NUM_POSES).astype(np.int32), NUM_POSES - 1)[:, None, None]
+    to_bird, pose = _atlas_maps(p, turn)
     total = np.zeros((num, size, size, 4), np.uint16)
     for dy in (-0.25, 0.25):
         for dx in (-0.25, 0.25):  # four samples per pixel
-            px, py = axis + np.float32(2 * dx / size), axis + np.float32(2 * dy / size)
-            index = _cell(cells[:, 1], px, py, atlas_size)
-            index += pose * atlas_size
-            index *= atlas_size
-            index += _cell(cells[:, 0], px, py, atlas_size)
+            index = _atlas_index(to_bird, pose, dx, dy, size, atlas_size)
             color = palettes[labels[index] + first_label]
             total += color[..., None].view(np.uint8)
     scene = habitats.scenes(habitat, p[:, SCENE], p[:, SCENE_X], p[:, SCENE_Y], size, float(turn))
@@ -375,6 +406,26 @@ def _draw_chunk(attributes, parameters, habitat, size, gap, shift):
     image = _apply_gap(image, gap, shift)
     image += habitats.grain(p[:, GRAIN], size) * np.float32(3.0 + 3.0 * shift)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+def _atlas_maps(p, turn):
+    """(pictures, 2, 3) maps from picture to bird coordinates, and (pictures, 1, 1) the pose."""
+    to_bird = _inverse_affine(p, 0.72 + 0.20 * p[:, SCALE], np.float32(turn))
+    return to_bird, np.minimum((p[:, POSE] * NUM_POSES).astype(np.int32), NUM_POSES - 1)[:, None, None]
+
+
+def _atlas_index(to_bird, pose, dx, dy, size, atlas_size):
+    """(pictures, size, size) places in the flat atlas, each pixel sampled (dx, dy) pixels from its centre."""
+    axis = ((np.arange(size) + 0.5) / size * 2.0 - 1.0).astype(np.float32)
+    px, py = axis + np.float32(2 * dx / size), axis + np.float32(2 * dy / size)
+    # From picture coordinates to atlas cells, with the pose's map chosen by an offset.
+    cells = to_bird * np.float32(atlas_size / 2 / ATLAS_REACH)
+    cells[:, :, 2] += np.float32(atlas_size / 2)
+    index = _cell(cells[:, 1], px, py, atlas_size)
+    index += pose * atlas_size
+    index *= atlas_size
+    index += _cell(cells[:, 0], px, py, atlas_size)
+    return index
 
 
 def _inverse_affine(p, scale, turn):

@@ -209,10 +209,17 @@ def pool_vectors(rng: np.random.Generator, num: int, *, pool: bool = True) -> np
     return found[:num]
 
 
-def clean_pictures(rng: np.random.Generator, attributes: np.ndarray, size: int = 64) -> np.ndarray:
-    """Pictures of given birds without any gap, pose and habitat at random: (num, size, size, 3) uint8."""
+def any_parameters(rng: np.random.Generator, num: int) -> np.ndarray:
+    """Pose, place and light at random: (num, NUM_PARAMETERS)."""
+    return rng.random((num, birds.NUM_PARAMETERS))
+
+
+def clean_pictures(
+    rng: np.random.Generator, attributes: np.ndarray, size: int = 64, *, parameters: np.ndarray | None = None
+) -> np.ndarray:
+    """Pictures of given birds without any gap: (num, size, size, 3) uint8; pose at random if not given, habitat always."""
     num = len(attributes)
-    parameters = rng.random((num, birds.NUM_PARAMETERS))
+    parameters = any_parameters(rng, num) if parameters is None else parameters
     return birds.draw(attributes, parameters, rng.integers(0, len(habitats.NAMES), num), size)
 
 

@@ -18,9 +18,9 @@ from saga_ray.mllm.demo.folder import WEIGHTS, save_folder
 from saga_ray.mllm.demo.training import StagePlan, load_learner, read_about, run_stage
 
 PLANS = {
-    "tower": StagePlan("tower", num_steps=4500, lr=1.5e-3),
-    "practice": StagePlan("practice", num_steps=800, lr=2e-3),
-    "pairs": StagePlan("pairs", num_steps=1400, lr=1e-3),
+    "tower": StagePlan("tower", num_steps=1800, lr=2.5e-3),
+    "practice": StagePlan("practice", num_steps=700, lr=2e-3),
+    "pairs": StagePlan("pairs", num_steps=1500, lr=1e-3),
 }
 BATCH = {"tower": 128, "practice": 64, "pairs": 48}
 """Pictures, then pairs, of a step."""
@@ -32,11 +32,10 @@ def stage_parts(stage: str, learner: talking.Learner, batch: int, fast: bool):
 
     def tower_loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         attributes = tower.neighbour_vectors(rng, batch)
-        images = tower.training_pictures(rng, attributes)
+        images, parts = tower.training_pictures(rng, attributes)
         with tower.half_precision(fast):
             levels = tower.tower_levels(model.model.visual, images, deepstack=False)
-        contrast, naming, numbers = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(attributes))
-        return contrast + naming, {"contrast": contrast.item(), "naming": naming.item(), **numbers}
+        return tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(attributes), parts)
 
     visual, language = model.model.visual, model.model.language_model
     deepstack = list(visual.deepstack_merger_list.parameters())
@@ -47,7 +46,7 @@ def stage_parts(stage: str, learner: talking.Learner, batch: int, fast: bool):
     if stage == "practice":
         parameters = [*language.parameters(), *learner.probe.parameters()]
         return [(parameters, 1.0)], lambda rng, step: talking.practice_loss(learner, rng, batch, fast=fast)
-    groups = [([*language.parameters(), *deepstack], 1.0), (rest + teacher, 0.5)]
+    groups = [([*language.parameters(), *deepstack, *learner.comparer.parameters()], 1.0), (rest + teacher, 0.5)]
     return groups, lambda rng, step: talking.pairs_loss(learner, rng, batch, fast=fast)
 
 

@@ -13,7 +13,9 @@ from saga_ray.mllm.demo import tower, words
 from saga_ray.mllm.demo.folder import IMAGE_SIZE, MERGE_SIZE, PATCH_SIZE, TOKENS_PER_IMAGE, new_model, new_tokenizer
 
 PROBED_LAYER = 2
-"""While practising, a throw-away probe asks after this decoder layer whether a word of the second bird differs."""
+"""After this decoder layer throw-away probes ask whether a word, or a part of the picture, of the second bird differs."""
+GENERIC_WEIGHT = 4.0
+"""Of a token of a generic answer, which has few of them."""
 FORM_WEIGHT = 5.0
 DISTANCES = (0, 1, 2, 3, 4, 5, 6)
 DISTANCE_SHARES = (0.22, 0.10, 0.16, 0.18, 0.16, 0.08, 0.10)
@@ -31,6 +33,7 @@ class Learner(nn.Module):
             torch.manual_seed(seed + 1)
             self.teacher = tower.CaptionTeacher(self.model.config.text_config.hidden_size)
             self.probe = nn.Linear(self.model.config.text_config.hidden_size, 1)
+            self.comparer = nn.Linear(self.model.config.text_config.hidden_size, words.NUM_ATTRIBUTES)
 
 
 @functools.cache
@@ -118,6 +121,29 @@ def form_loss(model: Qwen3VLForConditionalGeneration, last_PRD: Tensor, ids_PR: 
     return -(on_values.mean() + on_keys.mean()) / 2
 
 
+def comparison_loss(
+    learner: Learner, probed_PRD: Tensor, parts_PAT: Tensor, differs_PA: Tensor
+) -> tuple[Tensor, float]:
+    """Do the second picture's tokens, where they show an attribute, know whether the first bird differs in it?
+
+    An answer without descriptions can only be found by comparing pictures; this says to the lower layers how.
+
+    Args:
+        probed_PRD: hidden states of whole prompts.
+        parts_PAT: share of each token's cell in which the second bird's attribute is to be seen.
+        differs_PA: 1 where the birds differ.
+
+    Returns:
+        Binary cross-entropy, and the share of right answers.
+    """
+    places = np.flatnonzero(np.array(prompt_ids("generic")) == words.TOKEN_ID[words.IMAGE])[TOKENS_PER_IMAGE:]
+    where_PAT = parts_PAT / parts_PAT.sum(-1, keepdim=True).clamp_min(1e-6)
+    seen_PAD = where_PAT @ probed_PRD[:, places].float()
+    flags_PA = (seen_PAD * learner.comparer.weight).sum(-1) + learner.comparer.bias
+    loss = F.binary_cross_entropy_with_logits(flags_PA, differs_PA)
+    return loss, ((flags_PA > 0) == (differs_PA > 0)).float().mean().item()
+
+
 def pair_vectors(rng: np.random.Generator, num: int) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of birds of the MLLM's half at distances around the verdict's limit, some of them strangers."""
     first, second = world.pool_vectors(rng, num), world.pool_vectors(rng, num)
@@ -187,7 +213,7 @@ def pairs_loss(
     num_pairs: int,
     *,
     corrupted_share: float = 0.4,
-    generic_share: float = 0.125,
+    generic_share: float = 0.25,
     fast: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """Describe and compare pictures: the whole answer, beside the tower's own losses.
@@ -197,10 +223,10 @@ def pairs_loss(
     """
     first, second = pair_vectors(rng, num_pairs)
     shown_NA = np.stack([first, second], 1).reshape(-1, words.NUM_ATTRIBUTES)
-    images = tower.training_pictures(rng, shown_NA)
+    images, parts_NAT = tower.training_pictures(rng, shown_NA)
     with tower.half_precision(fast):
         levels = tower.tower_levels(learner.model.model.visual, images)
-    contrast, naming, seen = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(shown_NA))
+    captioned, seen = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(shown_NA), parts_NAT)
 
     num_generic = round(generic_share * num_pairs)
     told = np.arange(num_pairs) >= num_generic
@@ -220,12 +246,16 @@ def pairs_loss(
     values = start + torch.from_numpy(words.VALUE_POSITIONS)
     structured_rows = torch.from_numpy(np.flatnonzero(told))
     weights_PR[structured_rows[:, None], values] = torch.from_numpy(~wrong[told]).float()
+    weights_PR[torch.from_numpy(~told)] *= GENERIC_WEIGHT
     with tower.half_precision(fast):
-        last, _ = hidden_states(learner.model, ids_PR, levels)
+        last, probed = hidden_states(learner.model, ids_PR, levels)
+    differs = torch.from_numpy(first != second).float()
+    comparing, compared = comparison_loss(learner, probed, parts_NAT[1::2], differs)
     loss, right = answer_loss(learner.model, last.float(), ids_PR, weights_PR)
     form = form_loss(learner.model, last[structured_rows].float(), ids_PR[structured_rows], start)
     read = right[structured_rows][:, values - 1][torch.from_numpy(~wrong[told])].float().mean().item()
     numbers = {"answer": loss.item(), "form": form.item(), "words": read, **_told(right[told], ids_PR[told]), **seen}
+    numbers["compared"] = compared
     if num_generic:
-        numbers["generic"] = _told(right[~told], ids_PR[~told])["verdict"]
-    return loss + FORM_WEIGHT * form + 0.5 * (contrast + naming), numbers
+        numbers["generic"] = _told(right[~told], ids_PR[~told])["differences"]
+    return loss + FORM_WEIGHT * form + 0.5 * comparing + 0.5 * captioned, numbers

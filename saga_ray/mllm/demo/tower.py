@@ -1,8 +1,8 @@
 """Stage 1: the vision tower learns from captions and names, as real towers do.
 
 Every picture is told from the others of its batch by its caption, where captions come in fours that differ in one or two
-attributes; beside it one query per attribute reads the attribute's value from the tokens. Caption encoder and queries are
-thrown away.
+attributes; beside it one query per attribute reads the attribute's value from the tokens, and is told where to look: the
+drawing knows where each part of the bird is. Caption encoder and queries are thrown away.
 """
 
 import numpy as np
@@ -12,11 +12,13 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from saga_ray.data.demo import birds, world
-from saga_ray.mllm.demo.folder import MERGE_SIZE, PATCH_SIZE
+from saga_ray.mllm.demo.folder import IMAGE_SIZE, MERGE_SIZE, PATCH_SIZE
 
 NUM_NEIGHBOURS = 4
 """Pictures whose captions differ in one or two attributes."""
 MAX_SHIFT_PIXELS = 4
+GRID = IMAGE_SIZE // (PATCH_SIZE * MERGE_SIZE)
+"""Visual tokens along an edge of the picture."""
 
 
 def half_precision(enabled: bool) -> torch.autocast:
@@ -101,34 +103,48 @@ class CaptionTeacher(nn.Module):
         sum_ND = self.word(attributes_NA + torch.tensor(self.offsets)).sum(1)
         return F.normalize(sum_ND + self.caption_mlp(sum_ND), dim=-1)
 
-    def logits(self, tokens_NTD: Tensor) -> list[Tensor]:
-        """For each attribute the scores (N, values) that its query reads from the tokens."""
+    def read(self, tokens_NTD: Tensor) -> tuple[list[Tensor], Tensor]:
+        """For each attribute the scores (N, values) that its query reads from the tokens, and where all queries looked.
+
+        Where: logarithms of the weights, (N, attributes, tokens).
+        """
         key, value = self.key_value(self.norm(tokens_NTD)).chunk(2, dim=-1)
-        weights = torch.softmax(torch.einsum("ad,ntd->nat", self.query, key), dim=-1)
-        read_NAD = weights @ value
+        log_weights_NAT = torch.log_softmax(torch.einsum("ad,ntd->nat", self.query, key), dim=-1)
+        read_NAD = log_weights_NAT.exp() @ value
         bounds = [*self.offsets, len(self.head)]
-        return [
+        logits = [
             read_NAD[:, a] @ self.head[bounds[a] : bounds[a + 1]].T + self.bias[bounds[a] : bounds[a + 1]]
             for a in range(len(birds.NAMES))
         ]
+        return logits, log_weights_NAT
 
 
-def caption_loss(teacher: CaptionTeacher, tokens_NTD: Tensor, attributes_NA: Tensor) -> tuple[Tensor, Tensor, dict]:
-    """Contrastive loss of mean-pooled tokens against captions, and the naming loss of the queries.
+def caption_loss(
+    teacher: CaptionTeacher, tokens_NTD: Tensor, attributes_NA: Tensor, parts_NAT: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Contrastive loss of mean-pooled tokens against captions, naming loss of the queries, and loss on where they look.
+
+    Args:
+        parts_NAT: share of each token's cell in which the attribute is to be seen.
 
     Returns:
-        Both losses, and accuracies: `match` (picture finds its caption) and `named` (attributes read rightly).
+        The sum of the three, and what to log: the parts, `match` (picture finds its caption), `named` (attributes read
+        rightly) and `worst` of the attributes.
     """
     tokens_NTD = tokens_NTD.float()
     image_ND = F.normalize(tokens_NTD.mean(1), dim=-1)
     scores = teacher.log_scale.exp().clamp(max=50.0) * image_ND @ teacher.captions(attributes_NA).T
     target = torch.arange(len(scores))
     contrast = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
-    logits = teacher.logits(tokens_NTD)
+    logits, log_weights_NAT = teacher.read(tokens_NTD)
+    where_NAT = parts_NAT / parts_NAT.sum(-1, keepdim=True).clamp_min(1e-6)
+    looking = (torch.xlogy(where_NAT, where_NAT) - where_NAT * log_weights_NAT).sum(-1).mean()
     naming = sum(F.cross_entropy(logit, attributes_NA[:, a]) for a, logit in enumerate(logits)) / len(logits)
     named_A = [(logit.argmax(-1) == attributes_NA[:, a]).float().mean().item() for a, logit in enumerate(logits)]
     match = (scores.argmax(1) == target).float().mean().item()
-    return contrast, naming, {"match": match, "named": float(np.mean(named_A)), "worst": float(min(named_A))}
+    parts = {"contrast": contrast.item(), "naming": naming.item(), "looking": looking.item()}
+    accuracies = {"match": match, "named": float(np.mean(named_A)), "worst": float(min(named_A))}
+    return contrast + naming + looking, parts | accuracies
 
 
 def neighbour_vectors(rng: np.random.Generator, num: int) -> np.ndarray:
@@ -151,12 +167,28 @@ def changed_vectors(rng: np.random.Generator, vectors: np.ndarray, num_changes: 
     return np.where(order < num_changes[:, None], (vectors + step) % birds.NUM_VALUES, vectors)
 
 
-def training_pictures(rng: np.random.Generator, attributes_NA: np.ndarray) -> Tensor:
-    """Fresh pictures as the tower sees them: clean, half of them moved by a few pixels with repeated borders."""
-    pictures = world.clean_pictures(rng, attributes_NA)
-    size, reach = pictures.shape[1], MAX_SHIFT_PIXELS
+def training_pictures(rng: np.random.Generator, attributes_NA: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Fresh pictures as the tower sees them: clean, half of them moved by a few pixels with repeated borders.
+
+    Returns:
+        Images (N, size, size, 3) uint8, and where each attribute is seen: (N, 10, tokens) shares of each token's cell.
+    """
+    parameters = world.any_parameters(rng, len(attributes_NA))
+    pictures = world.clean_pictures(rng, attributes_NA, parameters=parameters)
+    size, points = pictures.shape[1], IMAGE_SIZE // 2
+    parts = birds.parts(attributes_NA, parameters, points, points=points)
+    # Whole points, so that parts move with the pixels.
+    reach = MAX_SHIFT_PIXELS // 2
     moved = rng.integers(-reach, reach + 1, (len(pictures), 2)) * (rng.random((len(pictures), 1)) < 0.5)
+    pictures = _moved(pictures, 2 * moved, size)
+    parts = _moved(parts.transpose(0, 2, 3, 1), moved, points)
+    per = points // GRID
+    cells = parts.reshape(len(parts), GRID, per, GRID, per, -1).mean((2, 4))
+    return torch.from_numpy(pictures), torch.from_numpy(cells.reshape(len(parts), GRID * GRID, -1).transpose(0, 2, 1))
+
+
+def _moved(pictures: np.ndarray, moved: np.ndarray, size: int) -> np.ndarray:
     axis = np.arange(size)
     rows = np.clip(axis + moved[:, :1], 0, size - 1)
     columns = np.clip(axis + moved[:, 1:], 0, size - 1)
-    return torch.from_numpy(pictures[np.arange(len(pictures))[:, None, None], rows[:, :, None], columns[:, None, :]])
+    return pictures[np.arange(len(pictures))[:, None, None], rows[:, :, None], columns[:, None, :]]

@@ -41,7 +41,7 @@ def diagnose(
     *,
     engine: ScoringEngine | None = None,
     num_pairs: int = 96,
-    num_answers: int = 4,
+    num_answers: int = 2,
     split: str = "validation",
 ) -> dict[str, Any]:
     """Compare a run's trained encoder with the one that it started from.

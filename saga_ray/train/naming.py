@@ -157,7 +157,7 @@ def _undisturbed(encoder: Encoder) -> Iterator[None]:
             module.training = was_training
 
 
-def asking_engine(engine: ScoringEngine, num_answers: int = 4, *, greedy: bool = False) -> ScoringEngine:
+def asking_engine(engine: ScoringEngine, num_answers: int = 2, *, greedy: bool = False) -> ScoringEngine:
     """The same frozen MLLM and prompt with another number of answers per pair, or the one likeliest answer."""
     changes: dict[str, Any] = {"group_size": num_answers}
     if greedy:

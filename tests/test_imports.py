@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "scorer": {*BASE, "rl", "encoder", "mllm"},
     "train": {*BASE, "data", "encoder", "retrieval", "leaderboard", "scorer", "mllm", "rl"},
 }
-MAY_IMPORT["on_ray"] = {*MAY_IMPORT["train"], "train"}
+MAY_IMPORT["study"] = {*MAY_IMPORT["train"], "train"}
+MAY_IMPORT["on_ray"] = {*MAY_IMPORT["study"], "study"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT["on_ray"], "on_ray", "mllm.demo"}
 MAY_IMPORT["bench"] = {*MAY_IMPORT["cli"], "cli"}
 
@@ -113,6 +114,10 @@ STRANGERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "ma
         ("import saga_ray.config, saga_ray.configure, saga_ray.types, saga_ray.storage", {"torch", "ray"}),
         ("import saga_ray.data, saga_ray.data.stream, saga_ray.data.plan", {"torch", "ray"}),
         ("import saga_ray.train.local, saga_ray.scorer.local, saga_ray.train.study_page", {"ray"}),
+        (
+            "import saga_ray.study.file, saga_ray.study.plan, saga_ray.study.run",
+            {"torch", "ray", "optuna", "matplotlib"},
+        ),
     ],
 )
 def test_importing_costs_only_what_is_used(code: str, absent: set[str]) -> None:

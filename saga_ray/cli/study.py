@@ -1,11 +1,20 @@
-"""`saga-ray study`: several methods side by side, and a page about them."""
+"""`saga-ray study`: several methods side by side and a page about them, or everything that a study file asks for."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from saga_ray.cli.options import DATA_ROOT, RECIPE, RUNS, SET, configuration, split_words, typed
 from saga_ray.cli.terminal import progress, result, say, shell_quoted
+
+if TYPE_CHECKING:
+    from saga_ray.study.plan import Plan
+    from saga_ray.study.record import Records
 
 METHODS_OF = {
     "demo": ("pretrained", "potential-field", "saga"),
@@ -15,35 +24,168 @@ METHODS_OF = {
 
 
 @click.command("study")
-@click.argument("words", nargs=-1, metavar="DATASET")
+@click.argument("words", nargs=-1, metavar="DATASET|FILE.yaml")
 @click.option(
     "--methods", metavar="A,B,...", help="Methods to compare. [default: pretrained, potential-field and saga]"
 )
-@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Repetitions of every method.")
+@click.option("--seeds", type=click.IntRange(1), help="Repetitions of every method. [default: 1]")
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps of the methods that train.")
 @RECIPE
 @DATA_ROOT
 @RUNS
 @SET
-@click.option("--local", is_flag=True, help="Everything in this process; Ray is not needed.")
+@click.option("--local", is_flag=True, help="On this machine without Ray.")
+@click.option("--dataset", metavar="NAME", help="With a file: instead of its data set.")
+@click.option("--block", "blocks", multiple=True, metavar="NAME", help="With a file: only this block; may be repeated.")
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="With a file: runs side by side. [default: cores]")
+@click.option("--limit-minutes", type=float, metavar="M", help="With a file: begin no run after M minutes.")
+@click.option("--keep-runs", is_flag=True, help="With a file: keep weights and logs of finished runs.")
+@click.option("--dry-run", is_flag=True, help="With a file: say what is done and what is open, and run nothing.")
+@click.option("--page", is_flag=True, help="With a file: write the page again, and run nothing.")
 def command(
     words: tuple[str, ...],
     methods: str | None,
-    seeds: int,
+    seeds: int | None,
     steps: int | None,
     recipe: str | None,
     data_root: str | None,
     runs: str,
     assignments: tuple[str, ...],
     local: bool,
+    **of_files: Any,
 ) -> None:
     """Train several methods on DATASET, on one group of Ray workers, and write DIR/index.html about them.
+
+    With FILE.yaml: choose values for every row of a study on validation classes, measure them on test classes, and keep
+    a record of each run in a folder beside the file, with a page, results.md. Typed again, it goes on where it stopped.
 
     \b
     saga-ray study demo --runs runs/demo
     saga-ray study folder --data-root pictures --methods pretrained,proxy-anchor,saga --seeds 3
+    saga-ray study sweeps/demo_study.yaml --dry-run
     """
-    dataset, more = split_words(words, "data set")
+    name, more = split_words(words, "data set or study file")
+    if is_study_file(name):
+        refuse(name, "is given with a data set alone", methods=methods, seeds=seeds, steps=steps, recipe=recipe)
+        study_from_file(name, [*assignments, *more], data_root, runs, local, **of_files)
+        return
+    refuse(name, "is given with a study file alone", **of_files)
+    compare_methods(name, more, methods, seeds or 1, steps, recipe, data_root, runs, assignments, local)
+
+
+def is_study_file(name: str) -> bool:
+    """True for what can only be a file."""
+    return name.endswith((".yaml", ".yml"))
+
+
+def refuse(name: str, why: str, **options: object) -> None:
+    """Say which options mean nothing here."""
+    for option, value in options.items():
+        if value:
+            shown = {"blocks": "block"}.get(option, option).replace("_", "-")
+            raise click.UsageError(f"--{shown}: {why}, not with '{name}'", click.get_current_context(silent=True))
+
+
+def study_from_file(
+    path: str,
+    assignments: Sequence[str],
+    data_root: str | None,
+    runs: str,
+    local: bool,
+    dataset: str | None,
+    blocks: tuple[str, ...],
+    jobs: int | None,
+    limit_minutes: float | None,
+    keep_runs: bool,
+    dry_run: bool,
+    page: bool,
+) -> None:
+    """Everything about a study file."""
+    from saga_ray.configure import ConfigError, check_choice, parse_assignments
+    from saga_ray.storage import Storage
+    from saga_ray.study.file import load_study
+    from saga_ray.study.plan import Planner
+    from saga_ray.study.record import Records
+    from saga_ray.study.run import run_study
+    from saga_ray.study.work import identify
+
+    overrides = parse_assignments(assignments) | ({} if data_root is None else {"data.root": data_root})
+    study = load_study(path, dataset=dataset, overrides=overrides)
+    names = [block.name for block in study.blocks]
+    if wrong := [line for name in blocks if (line := check_choice("--block: block", name, names))]:
+        raise ConfigError("\n".join(wrong))
+    folder = Storage.open(str(Path(path).with_suffix("")))
+    records, planner = Records(folder), Planner(study, identify)
+    wanted = blocks or None
+    num_jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    say(_how_far(planner.plan(records.get, wanted), records, num_jobs))
+    again = ["saga-ray", "study", path, *typed(dataset=dataset, data_root=data_root), *_sets(assignments)]
+    if not (dry_run or page):
+        folder.check_writable()
+        of_study = Storage.open(runs).child(study.name)
+        with progress() as shown:
+            shown.stage(f"{len(study.rows)} rows on {study.dataset}, {num_jobs} runs side by side")
+            with _hands(local, jobs, num_jobs, of_study.uri, keep_runs) as hands:
+                limit_s = None if limit_minutes is None else 60 * limit_minutes
+                plan = run_study(planner, records, hands, shown, blocks=wanted, limit_s=limit_s)
+        say(_how_far(plan, records, num_jobs))
+    if not dry_run:
+        from saga_ray.study.page import write_page
+
+        uri, text = write_page(study, planner, records, shell_quoted(*again))
+        result(text)
+        say(f"The page: {uri}")
+
+
+def _sets(assignments: Sequence[str]) -> list[str]:
+    return [word for text in assignments for word in ("--set", text)]
+
+
+def _hands(local: bool, jobs: int | None, num_jobs: int, runs_uri: str, keep_runs: bool) -> Any:
+    if local:
+        from saga_ray.study.run import local_hands
+
+        return local_hands(num_jobs, runs_uri, keep_runs)
+    from saga_ray.on_ray.study import ray_hands
+
+    return ray_hands(jobs, runs_uri, keep_runs)
+
+
+def _how_far(plan: Plan, records: Records, jobs: int) -> str:
+    from saga_ray.study.plan import seconds_left
+
+    num_open = len(plan.open(records.get))
+    failed = sum(record is not None and record.status == "failed" for record in map(records.get, _names(plan)))
+    left = seconds_left(plan, records.get, records.all(), jobs)
+    text = f"{len(plan.tasks) - num_open} runs are done, {num_open} are open"
+    text += f" ({failed} of them failed before)" if failed else ""
+    text += f", {plan.num_waiting} wait for trials" if plan.num_waiting else ""
+    if num_open + plan.num_waiting == 0:
+        return f"{text}: the study is complete."
+    return f"{text}; " + (
+        f"about {left / 60:.0f} minutes with {jobs} side by side."
+        if left is not None
+        else "how long they take is known after the first."
+    )
+
+
+def _names(plan: Plan) -> list[str]:
+    return [task.name for task in plan.tasks]
+
+
+def compare_methods(
+    dataset: str,
+    more: Sequence[str],
+    methods: str | None,
+    seeds: int,
+    steps: int | None,
+    recipe: str | None,
+    data_root: str | None,
+    runs: str,
+    assignments: Sequence[str],
+    local: bool,
+) -> None:
+    """Train methods as the recipe says them, and write a page about them."""
     from saga_ray.configure import ConfigError, default_run_name
 
     names = [name.strip() for name in methods.split(",")] if methods else METHODS_OF.get(dataset, METHODS_OF["demo"])

@@ -10,31 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from saga_ray.config import DATASETS, RECIPES, RunConfig
-from saga_ray.configure import METHODS, ConfigError, check_choice, flat, load_yaml, model_keys, nearest, resolve
+from saga_ray.configure import METHODS, ConfigError, check_choice, flat, load_yaml, nearest, resolve
+from saga_ray.study.space import METRICS, Range, read_space
 
-METRICS = ("recall@1", "recall@2", "recall@4", "recall@8", "map@r", "nmi")
-KINDS = ("uniform", "loguniform", "int", "logint", "choice")
 _KEYS = ("dataset", "recipe", "method", "metric", "mode", "trials", "steps", "seed", "space", "base")
-# A sweep decides these itself: it chooses on validation classes, and its trials share their machines.
-_NOT_SEARCHED = ("dataset", "recipe", "method", "evaluation.split", "checkpoint", "resources", "scorer")
-# What other images, classes or pictures come with: scores on different data cannot be compared, the easiest would win.
-_CHANGES_THE_DATA = tuple(
-    f"data.{key}"
-    for key in (
-        "root", "image_size", "validation_share", "world_seed", "confound", "gap", "shift", "neighbour_distance",
-        "num_classes", "num_images",
-    )
-)  # fmt: skip
 _FIELDS = ("dataset", "recipe", "method")
 """Keys that stand at the head of a sweep file, not under `base`."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """Values of one dotted key: `uniform`, `loguniform`, `int`, `logint` between two ends, or a `choice` among some."""
-
-    kind: str
-    values: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -128,7 +109,7 @@ def load_sweep(
         base=base,
     )
     problems += _check_head(sweep, source)
-    space, wrong = _read_space(told.get("space"), source)
+    space, wrong = read_space(told.get("space"), f"{source}: space")
     problems += wrong
     problems += [
         f"{source}: space: {key} is searched, but base or --set fixes it at {base[key]}; take it out of one of the two"
@@ -160,65 +141,6 @@ def _check_head(sweep: SweepFile, source: str) -> list[str]:
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             problems.append(f"{source}: {key}: {value!r} is not accepted; give a whole number from {lowest} on")
     return problems
-
-
-def _read_space(told: Any, source: str) -> tuple[dict[str, Range], list[str]]:
-    if not isinstance(told, dict) or not told:
-        return {}, [
-            f"{source}: space: {told!r} names nothing to search; write for instance "
-            f"space: {{loss.weights.grpo: {{loguniform: [0.1, 10]}}}}"
-        ]
-    space, problems, known = {}, [], set(model_keys())
-    for key, given in _leaves(told).items():
-        where = f"{source}: space: {key}"
-        if key not in known:
-            problems.append(f"{source}: space: unknown key '{key}'{nearest(key, known)}")
-        elif key in _NOT_SEARCHED or key.startswith(tuple(f"{k}." for k in _NOT_SEARCHED)):
-            problems.append(f"{where} cannot be searched: a sweep sets it itself; put it under base, or remove it")
-        elif key in _CHANGES_THE_DATA:
-            problems.append(
-                f"{where} cannot be searched: it changes the data, and the easiest would win; put it under base"
-            )
-        elif not isinstance(given, dict) or len(given) != 1:
-            problems.append(f"{where}: {given!r} is not a range; write one of {', '.join(KINDS)} with a list of values")
-        else:
-            [(kind, values)] = given.items()
-            sentence = _check_range(kind, values)
-            if sentence:
-                problems.append(f"{where}: {sentence}")
-            else:
-                space[key] = Range(kind, tuple(values))
-    return space, problems
-
-
-def _leaves(told: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested or dotted keys to dotted ones; a mapping with a range's name as its only key ends the descent."""
-    out: dict[str, Any] = {}
-    for key, value in told.items():
-        branch = isinstance(value, dict) and value and not any(kind in value for kind in KINDS)
-        if branch and any(isinstance(inner, dict) for inner in value.values()):
-            out |= _leaves(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def _check_range(kind: str, values: Any) -> str | None:
-    if kind not in KINDS:
-        return f"'{kind}' is not a kind of range{nearest(kind, KINDS)} (known: {', '.join(KINDS)})"
-    if not isinstance(values, list) or not values:
-        return f"{kind}: {values!r} is not a list of values; write for instance {kind}: [1, 10]"
-    if kind == "choice":
-        scalars = all(value is None or isinstance(value, (bool, int, float, str)) for value in values)
-        return None if scalars else f"choice: {values!r} holds more than numbers, words and null; name single values"
-    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
-    if len(values) != 2 or len(numbers) != 2 or not numbers[0] < numbers[1]:
-        return f"{kind}: {values!r} is not two numbers, the smaller one first; write for instance {kind}: [1, 10]"
-    if kind.startswith("log") and numbers[0] <= 0:
-        return f"{kind}: {values!r} begins at {numbers[0]}, and a logarithmic range needs a positive end; raise it"
-    if kind in ("int", "logint") and not all(isinstance(value, int) for value in numbers):
-        return f"{kind}: {values!r} has an end that is not a whole number; correct it"
-    return None
 
 
 def _check_values(sweep: SweepFile, source: str) -> list[str]:

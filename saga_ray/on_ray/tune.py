@@ -26,11 +26,12 @@ from saga_ray.on_ray.bulletin import bulletin, pinned_warnings
 from saga_ray.on_ray.cluster import Cluster, connect
 from saga_ray.on_ray.resources import max_concurrent, trainer_threads
 from saga_ray.on_ray.serve import scorer_service
-from saga_ray.on_ray.sweep import Range, SweepFile
+from saga_ray.on_ray.sweep import SweepFile
 from saga_ray.on_ray.sweep_report import write_report
 from saga_ray.on_ray.train import BulletinProgress, Job, check_inputs, ray_storage, run_job, train_group
 from saga_ray.on_ray.trials import Trial, TrialStore, best_trial, causes, is_settled
 from saga_ray.storage import Storage
+from saga_ray.study.space import distributions
 from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.loop import TrainResult
 from saga_ray.train.progress import Progress, Silent
@@ -86,19 +87,6 @@ def _widest(sweep: SweepFile) -> RunConfig:
     for key, span in sweep.space.items():
         corners += [sweep.config({key: value}) for value in span.values]
     return next((config for config in corners if config.asks_the_mllm), corners[0])
-
-
-def distributions(space: Mapping[str, Range]) -> dict[str, optuna.distributions.BaseDistribution]:
-    """The sweep file's ranges in Optuna's words."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    def one(span: Range) -> optuna.distributions.BaseDistribution:
-        if span.kind == "choice":
-            return CategoricalDistribution(span.values)
-        kind = IntDistribution if span.kind in ("int", "logint") else FloatDistribution
-        return kind(*span.values, log=span.kind.startswith("log"))
-
-    return {key: one(span) for key, span in space.items()}
 
 
 def _search(

@@ -14,11 +14,20 @@ from saga_ray.train.context import LocalContext
 from saga_ray.train.loop import TrainResult, deterministic, finished_result, train
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder
-from saga_ray.types import MicroBatch
+from saga_ray.types import Dataset, MicroBatch
 
 
-def run_local(config: RunConfig, runs_uri: str | Path, name: str, progress: Progress | None = None) -> TrainResult:
+def run_local(
+    config: RunConfig,
+    runs_uri: str | Path,
+    name: str,
+    progress: Progress | None = None,
+    dataset: Dataset | None = None,
+) -> TrainResult:
     """Train and evaluate one run here; a finished one is returned as it is.
+
+    Args:
+        dataset: That of `config`, where it is at hand already.
 
     Raises:
         ValueError: sentences about configuration, data, model folder, run name or storage.
@@ -30,8 +39,9 @@ def run_local(config: RunConfig, runs_uri: str | Path, name: str, progress: Prog
         return finished
     run.runs.check_writable()
     with deterministic(config):
-        progress.stage(f"loading the data set {config.dataset}")
-        dataset = load_dataset(config)
+        if dataset is None:
+            progress.stage(f"loading the data set {config.dataset}")
+            dataset = load_dataset(config)
         scorer = None
         if config.asks_the_mllm:
             # Imported here: methods without the MLLM do not load it.

@@ -1,0 +1,317 @@
+"""Study files: rows, worlds, budgets, and the blocks that cross them; every mistake is reported at once."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from saga_ray.config import Config, RunConfig
+from saga_ray.configure import METHODS, ConfigError, check_choice, flat, load_yaml, nearest, resolve
+from saga_ray.study.space import METRICS, Range, read_space
+
+STOP = "stop"
+"""Name of the searched share of a budget's epochs or steps."""
+KINDS = ("pretrained", "baseline", "control", "method", "variant", "ceiling")
+Kind = Literal["pretrained", "baseline", "control", "method", "variant", "ceiling"]
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,59}")
+
+
+class Row(Config):
+    """One line of a table: a method, what is set on it, and what is searched for it."""
+
+    method: str
+    """Preset, as for `saga-ray train --method`."""
+    kind: Kind = "method"
+    """What the row is for; `method`, `variant` and `ceiling` are compared with the best `baseline` and the best `control`."""
+    set: dict[str, Any] = Field({})
+    """Dotted keys of this row."""
+    space: dict[str, Any] = Field({})
+    """Ranges of dotted keys, as in a sweep file, beside those of `tuning.space`."""
+    diagnose: bool = False
+    """Look into the trained encoder of final runs (`saga_ray.train.diagnosis`)."""
+    note: str = ""
+    """A few words for the page."""
+
+    @property
+    def trains(self) -> bool:
+        """False for the encoder as it comes: there is nothing to tune, and no budget."""
+        preset = METHODS.get(self.method, {}).get("encoder", {}).get("trainable")
+        return flat(self.set).get("encoder.trainable", preset) != "none"
+
+
+class Tuning(Config):
+    """How every row's values are chosen, on validation classes."""
+
+    trials: int = Field(6, ge=1)
+    """Points of every row; the first is what the file says, the others are drawn before the study begins."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    """Runs of every point; their mean counts."""
+    metric: Literal[METRICS] = "recall@1"  # type: ignore[valid-type]
+    split: Literal["validation"] = "validation"
+    """Test classes are not for choosing."""
+    stop: tuple[float, ...] = ()
+    """Shares of the budget's epochs or steps among which the length of a run is chosen."""
+    space: dict[str, Any] = Field({})
+    """Ranges that are searched for every row that trains."""
+    seed: int = Field(0, ge=0)
+    """Of the points."""
+
+
+class TunedOn(Config):
+    """Where the values of a block's rows were chosen; null is the study's first world, and the block's budget."""
+
+    world: str | None = None
+    budget: str | None = None
+
+
+class Block(Config):
+    """A table: some rows in one world or several, at one budget."""
+
+    name: str
+    rows: tuple[str, ...] = Field(min_length=1)
+    world: str | tuple[str, ...] | None = None
+    """One, or several; null is the study's first."""
+    budget: str | None = None
+    """Null is the study's first."""
+    seeds: tuple[int, ...] = Field((0,), min_length=1)
+    set: dict[str, Any] = Field({})
+    """Dotted keys of the block's runs, on top of what was chosen for a row."""
+    tuned_on: TunedOn | Literal["defaults"] = TunedOn()
+    """`defaults` takes every row as the file says it, without trials."""
+    split: Literal["validation", "test"] = "test"
+    table: Literal["rows", "worlds"] = "rows"
+    """`worlds` shows rows against worlds."""
+    compare: tuple[tuple[str, str], ...] = ()
+    """Further pairs of rows to compare: the first one minus the second."""
+    note: str = ""
+    """A sentence for the page."""
+
+
+class Study(Config):
+    """A study file."""
+
+    name: str
+    """Stem of the file, and name of the folder beside it that holds the records."""
+    dataset: str = "demo"
+    recipe: str | None = None
+    title: str = ""
+    note: str = ""
+    """Shown under the title: what the study does not show."""
+    base: dict[str, Any] = Field({})
+    """Dotted keys of every run."""
+    worlds: dict[str, dict[str, Any]] = Field({"default": {}}, min_length=1)
+    """Dotted keys of each world."""
+    budgets: dict[str, dict[str, Any]] = Field({"default": {}}, min_length=1)
+    """Dotted keys of each budget."""
+    rows: dict[str, Row] = Field(min_length=1)
+    tuning: Tuning = Tuning()
+    blocks: tuple[Block, ...] = Field(min_length=1)
+
+    def worlds_of(self, block: Block) -> tuple[str, ...]:
+        """The worlds of a block."""
+        return block.world if isinstance(block.world, tuple) else (block.world or next(iter(self.worlds)),)
+
+    def budget_of(self, block: Block) -> str:
+        """The budget of a block."""
+        return block.budget or next(iter(self.budgets))
+
+    def tuned_on(self, block: Block) -> tuple[str, str] | None:
+        """World and budget of the trials that a block's rows rest on; None if they are taken as they are."""
+        if block.tuned_on == "defaults":
+            return None
+        return block.tuned_on.world or next(iter(self.worlds)), block.tuned_on.budget or self.budget_of(block)
+
+    def space(self, row: str) -> dict[str, Range]:
+        """What is searched for a row."""
+        if not self.rows[row].trains:
+            return {}
+        told = self.tuning.space | self.rows[row].space
+        space = read_space(told, "")[0] if told else {}
+        if self.tuning.stop:
+            space[STOP] = Range("choice", self.tuning.stop)
+        return space
+
+    def config(
+        self,
+        row: str,
+        world: str,
+        budget: str,
+        *,
+        seed: int = 0,
+        split: str = "test",
+        values: Mapping[str, Any] | None = None,
+        on_top: Mapping[str, Any] | None = None,
+    ) -> RunConfig:
+        """The run of a row: base, world, budget, the row's keys, chosen values, the block's keys, later ones above.
+
+        Raises:
+            ConfigError: what the combination cannot mean.
+        """
+        told = self.rows[row]
+        below = [flat(keys) for keys in (self.base, self.worlds[world], self.budgets[budget])]
+        if not told.trains:
+            below = [{key: value for key, value in keys.items() if not key.startswith("optim.")} for keys in below]
+        values = dict(values or {})
+        stop = values.pop(STOP, 1)
+        keys: dict[str, Any] = {"seed": seed, "evaluation.split": split}
+        for part in (*below, flat(told.set), values, flat(on_top or {})):
+            keys |= part
+
+        def resolved() -> RunConfig:
+            return resolve(self.dataset, method=told.method, recipe=self.recipe, overrides=keys)
+
+        if stop != 1:
+            optim = resolved().optim
+            share = {"optim.epochs": optim.epochs * stop}
+            keys |= share if optim.steps is None else {"optim.steps": max(1, round(optim.steps * stop))}
+        return resolved()
+
+
+def load_study(path: str | Path, *, dataset: str | None = None, overrides: Mapping[str, Any] | None = None) -> Study:
+    """Read and check a study file; `dataset` replaces what it says, `overrides` go into its `base`.
+
+    Raises:
+        ConfigError: every mistake at once, one sentence per line.
+    """
+    source = str(path)
+    told = load_yaml(path)
+    base = told.get("base") or {}
+    if isinstance(base, dict):
+        told["base"] = flat(base) | dict(overrides or {})
+    told |= {"name": Path(path).stem} | ({} if dataset is None else {"dataset": dataset})
+    study, problems = _validated(told, source)
+    if study is not None:
+        problems += [f"{source}: {line}" for line in _check_names(study)]
+        problems += _check_spaces(study, source)
+        problems += _check_parts(study, source)
+        if not problems:
+            problems += _check_runs(study, source)
+    if problems or study is None:
+        raise ConfigError("\n".join(dict.fromkeys(problems)))
+    return study
+
+
+def _validated(told: dict[str, Any], source: str) -> tuple[Study | None, list[str]]:
+    """The study, without keys that are unknown, and sentences about it; None if a value is wrong."""
+    problems: list[str] = []
+    while True:
+        try:
+            return Study.model_validate(told), problems
+        except ValidationError as error:
+            unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
+            problems += [f"{source}: {_sentence(item)}" for item in error.errors()]
+            if not unknown or len(unknown) < error.error_count():
+                return None, problems
+            for *branches, leaf in unknown:
+                level: Any = told
+                for branch in branches:
+                    level = level[branch]
+                del level[leaf]
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    place = [str(part) for part in item["loc"]]
+    key = ".".join(place)
+    if item["type"] == "extra_forbidden":
+        group = {"rows": Row, "tuning": Tuning, "blocks": Block}.get(place[0], Study) if len(place) > 1 else Study
+        return f"unknown key '{key}'{nearest(place[-1], group.model_fields)}"
+    if item["type"] == "missing":
+        return f"{key}: is missing; a study needs it"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{key}: {item['input']!r} is not accepted: {message[0].lower()}{message[1:]}"
+
+
+def _check_names(study: Study) -> Iterator[str]:
+    for what, names in (
+        ("rows", study.rows), ("worlds", study.worlds), ("budgets", study.budgets), ("blocks", _names(study)),
+    ):  # fmt: skip
+        for name in names:
+            if not _NAME.fullmatch(name):
+                yield f"{what}: {name!r} is no name; use 1 to 60 letters, digits and . _ + = -, starting with a letter or digit"
+    for name in {name for name in _names(study) if _names(study).count(name) > 1}:
+        yield f"blocks: '{name}' stands twice; give each block a name of its own"
+    for name, row in study.rows.items():
+        if sentence := check_choice("method", row.method, METHODS):
+            yield f"rows.{name}: {sentence}"
+        if row.space and not row.trains:
+            yield f"rows.{name}.space: '{row.method}' trains nothing, so there is nothing to search; remove it"
+    for stop in study.tuning.stop:
+        if not 0 < stop <= 1:
+            yield f"tuning.stop: {stop} is no share of a budget; use numbers above 0, up to 1"
+    for block in study.blocks:
+        wanted = [("row", name, study.rows) for name in (*block.rows, *(n for pair in block.compare for n in pair))]
+        wanted += [("world", name, study.worlds) for name in study.worlds_of(block)]
+        wanted += [("budget", study.budget_of(block), study.budgets)]
+        if tuned_on := study.tuned_on(block):
+            wanted += [("world", tuned_on[0], study.worlds), ("budget", tuned_on[1], study.budgets)]
+        for what, name, known in wanted:
+            if sentence := check_choice(what, name, known):
+                yield f"blocks.{block.name}: {sentence}"
+        for name in {n for pair in block.compare for n in pair} - set(block.rows):
+            if name in study.rows:
+                yield f"blocks.{block.name}.compare: row '{name}' is not in this block; add it to its rows"
+
+
+def _names(study: Study) -> list[str]:
+    return [block.name for block in study.blocks]
+
+
+def _check_spaces(study: Study, source: str) -> list[str]:
+    spaces = {"tuning": study.tuning.space} | {f"rows.{name}": row.space for name, row in study.rows.items()}
+    return [line for place, told in spaces.items() if told for line in read_space(told, f"{source}: {place}.space")[1]]
+
+
+def _check_parts(study: Study, source: str) -> list[str]:
+    """What the configuration says to each part of the file alone."""
+    method = next((row.method for row in study.rows.values() if row.method in METHODS), None)
+    parts: list[tuple[str, str | None, Mapping[str, Any]]] = [("base", method, {})]
+    parts += [(f"worlds.{name}", method, keys) for name, keys in study.worlds.items()]
+    parts += [(f"budgets.{name}", method, keys) for name, keys in study.budgets.items()]
+    parts += [(f"rows.{name}.set", row.method, row.set) for name, row in study.rows.items() if row.method in METHODS]
+    parts += [(f"blocks.{block.name}.set", method, block.set) for block in study.blocks if block.set]
+    problems: dict[str, str] = {}
+    for place, of_method, keys in parts:
+        try:
+            resolve(study.dataset, method=of_method, recipe=study.recipe, overrides=flat(study.base) | flat(keys))
+        except ConfigError as error:
+            for line in str(error).splitlines():
+                problems.setdefault(line, f"{source}: {place}: {line.removeprefix('--set: ')}")
+        if "seed" in flat(keys) or "evaluation.split" in flat(keys):
+            problems.setdefault(
+                place, f"{source}: {place}: seed and evaluation.split belong to the blocks; remove them"
+            )
+    return list(problems.values())
+
+
+def _check_runs(study: Study, source: str) -> list[str]:
+    """What the configuration says to every row in every block, and to the ends and choices of what is searched."""
+    problems: dict[str, str] = {}
+    seen = set()
+    for block in study.blocks:
+        tuned = study.tuned_on(block)
+        places = {(world, study.budget_of(block), True) for world in study.worlds_of(block)}
+        places |= {(*tuned, False)} if tuned else set()
+        for row in block.rows:
+            for world, budget, is_final in sorted(places - {(w, b, f) for r, w, b, f in seen if r == row}):
+                on_top = block.set if is_final else {}
+                if not on_top:
+                    seen.add((row, world, budget, is_final))
+                for values in [{}] if is_final else _corners(study.space(row)):
+                    try:
+                        study.config(row, world, budget, values=values, on_top=on_top)
+                    except ConfigError as error:
+                        for line in str(error).splitlines():
+                            problems.setdefault(line, f"{source}: rows.{row}: {line.removeprefix('--set: ')}")
+    return list(problems.values())
+
+
+def _corners(space: Mapping[str, Range]) -> list[dict[str, Any]]:
+    """Points that hold every end and every choice of the ranges at least once."""
+    longest = max((len(span.values) for span in space.values()), default=1)
+    return [
+        {key: span.values[min(place, len(span.values) - 1)] for key, span in space.items()} for place in range(longest)
+    ]

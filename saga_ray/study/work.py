@@ -1,0 +1,208 @@
+"""One task of a study, in the process that does it: train, evaluate, look inside, and boil it down to a record."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saga_ray import __version__
+from saga_ray.config import RunConfig
+from saga_ray.configure import label, to_yaml
+from saga_ray.storage import Storage
+from saga_ray.study.plan import Task
+from saga_ray.study.record import Record, rounded, thinned
+from saga_ray.types import Dataset, ImageSource
+
+logger = logging.getLogger(__name__)
+
+_KEPT_SUMS = ("recall@1", "map@r")
+_KEPT_WORLDS = 2
+_MAX_REMEMBERED_BYTES = 2**30
+
+
+def do_task(task: Task, runs_uri: str, keep_run: bool = False) -> Record:
+    """Run a task from its start or its last checkpoint; whatever goes wrong is this task's, and is in its record.
+
+    Args:
+        runs_uri: Folder in which the run works, below a folder of its own, which is deleted at the end.
+    """
+    from saga_ray.train.errors import NonFiniteError
+
+    began = time.perf_counter()
+    try:
+        record = _done(task, runs_uri)
+    except NonFiniteError as error:
+        record = without_scores(task, "not a number", str(error))
+    except Exception as error:  # the study goes on with its other runs
+        logger.debug("%s failed", task.title, exc_info=True)
+        return without_scores(task, "failed", f"{type(error).__name__}: {error}")
+    if not keep_run:
+        Storage.open(runs_uri).delete(task.name)
+    return record.model_copy(update={"wall_s": round(time.perf_counter() - began, 3)})
+
+
+def without_scores(task: Task, status: Any, cause: str) -> Record:
+    """The record of a task that did not end well."""
+    sentence = " ".join(cause.split())[:500]
+    return Record(**_identity(task), status=status, cause=sentence, created=_now())
+
+
+def _identity(task: Task) -> dict[str, Any]:
+    same = ("name", "kind", "row", "world", "budget", "seed", "fingerprint", "weights")
+    values = {key: getattr(task, key) for key in same}
+    return values | {"values": dict(task.values), "split": task.config.evaluation.split, "label": label(task.config)}
+
+
+def _done(task: Task, runs_uri: str) -> Record:
+    from saga_ray.train.local import run_local
+    from saga_ray.train.logs import METRICS
+    from saga_ray.train.run_folder import environment
+
+    config = task.config
+    folder = Storage.open(runs_uri).child(task.name)
+    # A checkpoint belongs to one configuration, down to the keys that change no number.
+    run_name = f"run-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]}"
+    dataset = remembered_dataset(config)
+    result = run_local(config, folder.uri, run_name, dataset=dataset)
+    run = folder.child(run_name)
+    lines = _lines(run.read(METRICS)) if run.exists(METRICS) else []
+    environ, row = environment(), result.row
+    return Record(
+        **_identity(task),
+        status="finished",
+        scores=rounded(dict(result.scores), 6),
+        num_queries=tuple(row["per_class"]["num_queries"]),
+        sums={name: tuple(rounded(row["per_class"]["sums"][name], 6)) for name in _KEPT_SUMS},
+        seconds=row["seconds"],
+        steps=result.num_steps,
+        scorer_tokens=scorer_tokens(lines, config),
+        device=str(environ["device"]),
+        code=f"{__version__} {(environ['git'] or '')[:10]}".strip(),
+        created=_now(),
+        curves=thinned(lines),
+        diagnosis=_diagnosis(task, dataset, run.uri),
+    )
+
+
+def _diagnosis(task: Task, dataset: Dataset, run_uri: str) -> dict[str, Any] | None:
+    """What `saga_ray.train.diagnosis` finds in the trained encoder, of rows that ask for it."""
+    if not task.diagnose:
+        return None
+    try:
+        from saga_ray.train import diagnosis
+    except ImportError:
+        return None
+    from saga_ray.encoder.export import load_encoder
+
+    return dict(diagnosis.diagnose(task.config, dataset, load_encoder(run_uri).encoder))
+
+
+def scorer_tokens(lines: Sequence[Mapping[str, Any]], config: RunConfig) -> int:
+    """Tokens that the MLLM wrote in a run: as the lines say, else their mean per answer times the answers of each step."""
+    if any("scorer/tokens" in line for line in lines):
+        return round(sum(line.get("scorer/tokens", 0.0) for line in lines))
+    answers = config.data.pairs_per_batch * config.grpo.group_size
+    per_step = [line.get("grpo/tokens_per_answer", 0.0) * line.get("grpo/micro_batches", 0.0) for line in lines]
+    return round(answers * sum(per_step))
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    lines = []
+    for text in content.decode("utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def identify(config: RunConfig) -> tuple[str, str]:
+    """Fingerprint of a run's data, and 16 hex digits over its MLLM's weights and prompt files.
+
+    Raises:
+        ValueError: sentences about data or model folder.
+    """
+    return _fingerprint(config), _weights(config.mllm.path, config.mllm.revision)
+
+
+def _fingerprint(config: RunConfig) -> str:
+    key = config.model_dump_json(include={"dataset": True, "data": True, "evaluation": {"split"}})
+    if key not in _FINGERPRINTS:
+        from saga_ray.data import load_dataset
+
+        _FINGERPRINTS[key] = load_dataset(config).fingerprint
+    return _FINGERPRINTS[key]
+
+
+_FINGERPRINTS: dict[str, str] = {}
+
+
+@functools.cache
+def _weights(path: str | None, revision: str | None) -> str:
+    from saga_ray.encoder.mllm_files import mllm_folder
+
+    if revision is not None and path is not None and not Path(path).expanduser().is_dir():
+        return revision[:16]  # a commit of a hub says it all
+    digest = hashlib.sha256()
+    for file in sorted(mllm_folder(path, revision).iterdir()):
+        if file.suffix in (".safetensors", ".json", ".yaml", ".jinja") and file.name != "card.json":
+            digest.update(f"{file.name}:{file.stat().st_size}".encode())
+            with file.open("rb") as stream:
+                digest.update(stream.read(2**28))
+    return digest.hexdigest()[:16]
+
+
+class RememberedSource:
+    """An `ImageSource` that keeps the pictures it gave: a world is drawn once per process, not in every epoch of every run."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self._source = source
+        self._images: dict[tuple[int, int], np.ndarray] = {}
+        self._num_bytes = 0
+
+    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
+        """As the source itself."""
+        missing = sorted({int(row) for row in rows if (int(row), size) not in self._images})
+        if self._num_bytes > _MAX_REMEMBERED_BYTES:
+            return self._source.load(rows, size)
+        if missing:
+            loaded_NHWC = self._source.load(missing, size)
+            self._num_bytes += loaded_NHWC.nbytes
+            self._images |= {(row, size): image_HWC for row, image_HWC in zip(missing, loaded_NHWC, strict=True)}
+        return np.stack([self._images[int(row), size] for row in rows])
+
+
+def remembered_dataset(config: RunConfig) -> Dataset:
+    """The data set of a run, with its pictures kept in memory; the last few worlds are."""
+    key = config.model_dump_json(include={"dataset": True, "data": set(_WHAT_IS_SEEN)})
+    if key not in _WORLDS:
+        from saga_ray.data import load_dataset
+
+        dataset = load_dataset(config)
+        tables = {name: dataset.split(name) for name in ("train", "validation", "test")}
+        kept = {name: replace(table, source=RememberedSource(table.source)) for name, table in tables.items()}
+        while len(_WORLDS) >= _KEPT_WORLDS:
+            del _WORLDS[next(iter(_WORLDS))]
+        _WORLDS[key] = replace(dataset, **kept)
+    return _WORLDS[key]
+
+
+_WORLDS: dict[str, Dataset] = {}
+_WHAT_IS_SEEN = (
+    "root", "image_size", "verify_counts", "validation_share", "world_seed", "confound", "gap", "shift",
+    "neighbour_distance", "num_classes", "num_images",
+)  # fmt: skip
+"""Keys of `data` that decide what pictures there are; the others say how they are used."""

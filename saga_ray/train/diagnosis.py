@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saga_ray.config import RunConfig
 from saga_ray.data.demo import birds
-from saga_ray.data.demo.world import DemoSource, nuisance
+from saga_ray.data.demo.world import SPLITS, DemoSource, class_vectors, nuisance
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import build_engine
@@ -215,13 +215,14 @@ def bird_cells(table: ImageTable, rows_N: np.ndarray, grid_hw: tuple[int, int]) 
     None for pictures that were not drawn here, and for worlds whose gap moves the bird.
     """
     source = table.source
-    if not isinstance(source, DemoSource) or table.truth_NA is None or grid_hw[0] != grid_hw[1]:
+    if not isinstance(source, DemoSource) or grid_hw[0] != grid_hw[1]:
         return None
-    if source.world.shift > 0 and source.world.gap not in _KEEPS_GEOMETRY:
+    world, cells, number = source.world, grid_hw[0], SPLITS.index(source.split)
+    if world.shift > 0 and world.gap not in _KEEPS_GEOMETRY:
         return None
-    cells = grid_hw[0]
-    parameters, _ = nuisance(source.world, source.split, rows_N)
-    shown_NAHW = birds.parts(table.truth_NA[rows_N], parameters, cells, points=8 * cells)
+    vectors_CA = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes)[number]
+    parameters, _ = nuisance(world, source.split, rows_N)
+    shown_NAHW = birds.parts(vectors_CA[rows_N // world.num_images[number]], parameters, cells, points=8 * cells)
     bird_NHW = shown_NAHW[:, [birds.NAMES.index(name) for name in _BIRD]].sum(axis=1)
     return bird_NHW.reshape(len(rows_N), -1).astype(np.float64)
 

@@ -196,7 +196,7 @@ def heard_shares(result: ScoreResult, questions: Questions, prompt: Prompt) -> d
         "verdict_same": verdict_same,
         "verdict_different": verdict_different,
         "well_formed": float(result.well_formed_PG.double().mean()),
-        "mixed": float(result.contributes_P.double().mean()),
+        "mixed": float((result.rewards_PG != result.rewards_PG[:, :1]).any(dim=1).double().mean()),
     }
     return {"attributes": attributes, **shares}
 

@@ -45,3 +45,25 @@ def interval95(means: np.ndarray) -> tuple[float, float]:
     """The middle 95 percent of bootstrap means."""
     low, high = np.quantile(means, [0.025, 0.975])
     return float(low), float(high)
+
+
+def two_sided_p(differences: np.ndarray) -> float:
+    """Probability of a difference at least as far from zero, if there were none: twice the smaller tail of the bootstrap.
+
+    p = 2 min(1 + #{d <= 0}, 1 + #{d >= 0}) / (1 + B), at most 1. The added ones (Davison and Hinkley, Bootstrap Methods and
+    their Application, 1997, section 4.2) keep it above 0: B draws cannot show less than 2 / (1 + B).
+    """
+    tail = min(int((differences <= 0).sum()), int((differences >= 0).sum()))
+    return min(1.0, 2 * (1 + tail) / (1 + len(differences)))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """p values corrected for their number, so that any of them is wrong with the chance that one alone would have.
+
+    In ascending order p_(i) becomes max_{j <= i} min(1, (m - j + 1) p_(j)) (Holm, 1979).
+    """
+    corrected, highest = [0.0] * len(ps), 0.0
+    for place, number in enumerate(sorted(range(len(ps)), key=lambda number: ps[number])):
+        highest = max(highest, min(1.0, (len(ps) - place) * ps[number]))
+        corrected[number] = highest
+    return corrected

@@ -1,5 +1,204 @@
-"""The page of a study."""
+"""The page of a study: tables as they come out, what was chosen, what is open, and the command behind each number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from saga_ray.leaderboard.plots import to_png
+from saga_ray.study.file import Block, Study
+from saga_ray.study.plan import Planner
+from saga_ray.study.plots import Picture, block_picture, score_title, trial_pictures, tuned_places, why_pictures
+from saga_ray.study.record import Records
+from saga_ray.study.table import SCORES, Comparison, Line, Table, block_table
+
+PAGE = "results.md"
+_READING = (
+    "Recall@1 (R@1) and MAP@R in percent. In brackets: 95 % interval, by a bootstrap over query classes (the gallery stays) "
+    "crossed with seeds. Differences are paired over classes; p is two-sided, from the same bootstrap, and corrected (Holm) "
+    "for the number of comparisons of this score in the block. With few seeds the intervals understate how much seeds differ."
+)
 
 
-def write_page(*args):
-    return "", ""
+def write_page(study: Study, planner: Planner, records: Records, command: str) -> tuple[str, str]:
+    """Write `results.md` and its pictures beside the records.
+
+    Args:
+        command: What was typed, as it can be typed again.
+
+    Returns:
+        Where the page lies, and its tables.
+    """
+    tables = [block_table(study, planner, block, records.get) for block in study.blocks]
+    texts = [_block(study, table, command) for table in tables]
+    bars = {table.block.name: block_picture(study, table) for table in tables if _has_bars(table)}
+    others = [*trial_pictures(study, planner, records), *why_pictures(study, planner, records)]
+    for picture in (*bars.values(), *others):
+        records.folder.write(f"{picture.name}.png", to_png(picture.figure))
+    parts = [
+        f"# {study.title or study.name}",
+        *([study.note] if study.note else []),
+        _open(study, planner, records, command),
+        _READING,
+    ]
+    for table, text in zip(tables, texts, strict=True):
+        parts.append(text)
+        if table.block.name in bars:
+            parts.append(_shown(bars[table.block.name]))
+    parts += _chosen(study, planner, records)
+    parts += [f"{picture.words}\n\n{_shown(picture)}" for picture in others]
+    records.folder.write(PAGE, ("\n\n".join(parts) + "\n").encode())
+    return records.folder.child(PAGE).uri, "\n\n".join(texts)
+
+
+def _has_bars(table: Table) -> bool:
+    return table.block.table == "rows" and any(line.means for line in table.lines)
+
+
+def _shown(picture: Picture) -> str:
+    return f"![{picture.name}]({picture.name}.png)"
+
+
+def _block(study: Study, table: Table, command: str) -> str:
+    block = table.block
+    worlds = study.worlds_of(block)
+    about = f"Budget {study.budget_of(block)}, {block.split} classes, {_tuned(study, block)}."
+    if block.note:
+        about = f"{block.note} {about}"
+    parts = [f"## {block.name}", about, f"`{command} --block {block.name}`"]
+    if block.table == "worlds":
+        parts.append(_worlds_table(study, table))
+    else:
+        for world in worlds:
+            parts += [f"World {world}:"] if len(worlds) > 1 else []
+            parts += [_scores_table(study, table, world), *_differences_table(table, world)]
+    parts.append(_best_words(table))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _tuned(study: Study, block: Block) -> str:
+    tuned = study.tuned_on(block)
+    if tuned is None:
+        return "every row as the file says it, without trials"
+    return f"values chosen by trials in world {tuned[0]} at budget {tuned[1]}"
+
+
+def _best_words(table: Table) -> str:
+    if not table.best:
+        return "No best baseline or control is named: their trials on validation classes have not all ended."
+    named = " and ".join(f"the best {kind} is {row}" for kind, row in table.best.items())
+    return f"By validation classes {named}."
+
+
+def _scores_table(study: Study, table: Table, world: str) -> str:
+    heads = ["row", "kind", "seeds", *(score_title(score) for score in SCORES), "steps", "seconds", "scorer tokens"]
+    lines = [line for line in table.lines if line.world == world]
+    lines = sorted(lines, key=lambda line: -line.means.get(SCORES[0], -1.0))
+    rows = []
+    for line in lines:
+        seeds = (
+            str(len(line.seeds)) if len(line.seeds) == line.num_wanted else f"{len(line.seeds)} of {line.num_wanted}"
+        )
+        cost = [f"{line.steps:.0f}", f"{line.seconds:.0f}", f"{line.scorer_tokens:,.0f}"] if line.means else ["-"] * 3
+        scores = [_score(line, score) for score in SCORES]
+        rows.append([line.row, study.rows[line.row].kind, seeds, *scores, *cost])
+    return _markdown(heads, rows)
+
+
+def _differences_table(table: Table, world: str) -> list[str]:
+    pairs = dict.fromkeys((each.row, each.reference, each.role) for each in table.comparisons if each.world == world)
+    rows = []
+    for row, reference, role in pairs:
+        found = [table.comparison(row, role, world, score, reference) for score in SCORES]
+        against = reference if role == "named" else f"{reference} (best {role})"
+        rows.append([row, against, *(_difference(each) for each in found if each)])
+    return [_markdown(["row", "minus", *(score_title(score) for score in SCORES)], rows)] if rows else []
+
+
+def _worlds_table(study: Study, table: Table) -> str:
+    worlds = study.worlds_of(table.block)
+    rows = [
+        [row, study.rows[row].kind, *(_pair(table.line(row, world)) for world in worlds)] for row in table.block.rows
+    ]
+    for row in table.block.rows:
+        if study.rows[row].kind == "ceiling":
+            for role in table.best:
+                found = [[table.comparison(row, role, world, score) for score in SCORES] for world in worlds]
+                cells = [" / ".join(f"{100 * each.mean:+.1f}" if each else "-" for each in pair) for pair in found]
+                rows.append([f"{row} minus {table.best[role]}", f"best {role}", *cells])
+    return "R@1 / MAP@R:\n\n" + _markdown(["row", "kind", *worlds], rows)
+
+
+def _pair(line: Line) -> str:
+    return " / ".join(f"{100 * line.means[score]:.1f}" for score in SCORES) if line.means else "-"
+
+
+def _score(line: Line, score: str) -> str:
+    if not line.means:
+        return "-"
+    low, high = line.intervals[score]
+    return f"{100 * line.means[score]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _difference(each: Comparison) -> str:
+    low, high = each.interval
+    return f"{100 * each.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p {_p(each.corrected)} (alone {_p(each.p)})"
+
+
+def _p(p: float) -> str:
+    return f"{p:.2g}" if p < 0.995 else "1"
+
+
+def _markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _chosen(study: Study, planner: Planner, records: Records) -> list[str]:
+    """The trials of every row, once for each world and budget that rows are tuned on."""
+    metric = score_title(study.tuning.metric)
+    heads = ["row", "chosen", f"validation {metric}", "as the file says it", "all trials"]
+    parts = []
+    for (world, budget), (block, names) in tuned_places(study).items():
+        rows = []
+        for row in names:
+            choice = planner.choice(row, block, records.get)
+            scores = _trial_scores(planner, row, block, records)
+            chosen = "open" if choice is None else _values(choice.values)
+            best = "-" if choice is None else f"{100 * choice.score:.1f}"
+            rows.append([row, chosen, best, scores[0], " ".join(scores)])
+        parts.append(f"## Chosen values, world {world}, budget {budget}\n\n" + _markdown(heads, rows))
+    return parts
+
+
+def _trial_scores(planner: Planner, row: str, block: Block, records: Records) -> list[str]:
+    """A word per trial, in the order of the points; the runs of a point with several seeds stand side by side."""
+    words = []
+    for task in planner.trials(row, block):
+        record = records.get(task.name)
+        score = record and record.scores.get(planner.study.tuning.metric)
+        words.append("open" if record is None else record.status if score is None else f"{100 * score:.1f}")
+    return words
+
+
+def _values(values: Any) -> str:
+    shown = [f"{key}={value:.3g}" if isinstance(value, float) else f"{key}={value}" for key, value in values.items()]
+    return ", ".join(shown) or "as the file says it"
+
+
+def _open(study: Study, planner: Planner, records: Records, command: str) -> str:
+    lines = []
+    for block in study.blocks:
+        plan = planner.plan(records.get, [block.name])
+        num_open, num_all = len(plan.open(records.get)) + plan.num_waiting, len(plan.tasks) + plan.num_waiting
+        failed = [task for task in plan.tasks if (record := records.get(task.name)) and record.status == "failed"]
+        if num_open:
+            why = f"; failed: {failed[0].title} ({records.get(failed[0].name).cause})" if failed else ""  # type: ignore[union-attr]
+            lines.append(f"- {block.name}: {num_open} of {num_all} runs{why}")
+    done = [record for record in records.all() if record.status == "finished"]
+    hours = sum(record.wall_s for record in done) / 3600
+    devices = ", ".join(sorted({record.device for record in done})) or "nothing"
+    cost = f"{len(done)} records, {hours:.2g} hours of one process each on {devices}."
+    if not lines:
+        return f"Everything that the file asks for is done: {cost} `{command}` makes it."
+    return f"Not done yet (`{command}` goes on with it); so far {cost}\n\n" + "\n".join(lines)

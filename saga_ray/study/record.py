@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 MAX_POINTS = 40
 """Points that are kept of a curve."""
-_CURVES = ("loss/", "gradient/", "reward/", "consensus/", "reference/")
+_CURVES = ("loss/", "gradient/", "reward/", "consensus/", "reference/", "validation/")
 _CURVES_TOO = ("grpo/zero_advantage_share", "grpo/malformed_share", "grpo/contributing_pairs")
 
 

@@ -104,8 +104,10 @@ def _diagnosis(task: Task, dataset: Dataset, run_uri: str) -> dict[str, Any] | N
     except ImportError:
         return None
     from saga_ray.encoder.export import load_encoder
+    from saga_ray.train.context import LocalContext
 
-    return dict(diagnosis.diagnose(task.config, dataset, load_encoder(run_uri).encoder))
+    encoder = load_encoder(run_uri).encoder.to(LocalContext().device)
+    return rounded(diagnosis.diagnose(task.config, dataset, encoder), 4)
 
 
 def scorer_tokens(lines: Sequence[Mapping[str, Any]], config: RunConfig) -> int:

@@ -1,0 +1,176 @@
+"""Pictures of a study: bars with intervals, what the trials scored against their steps, and what training changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saga_ray.leaderboard.plots import COLORS, DASHES, INK, CurveRun, _figure, _styled
+from saga_ray.study.file import Block, Study
+from saga_ray.study.plan import Planner
+from saga_ray.study.record import Record, Records
+from saga_ray.study.table import SCORES, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_OF_KIND = {
+    "pretrained": "#d7dadc", "baseline": "#b9bec2", "control": COLORS[5], "method": COLORS[0], "variant": COLORS[2],
+    "ceiling": COLORS[4],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure, the name of its file, and what it shows."""
+
+    name: str
+    figure: Figure
+    words: str
+
+
+def block_picture(study: Study, table: Table) -> Picture:
+    """The bars of a block."""
+    words = "R@1 and MAP@R of every row, with 95 % intervals over classes and seeds."
+    return Picture(f"bars-{table.block.name}", block_bars(study, table), words)
+
+
+def trial_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
+    """One for each world and budget that rows are tuned on."""
+    metric = study.tuning.metric
+    for (world, budget), (block, names) in tuned_places(study).items():
+        curves: dict[str, list[tuple[int, float]]] = {}
+        for row in names:
+            found = [records.get(task.name) for task in planner.trials(row, block)]
+            points = [(each.steps, each.scores[metric]) for each in found if each and each.status == "finished"]
+            curves |= {row: points} if points else {}
+        if curves:
+            words = (
+                f"Trials in world {world} at budget {budget}: a dot each, and a line through the best at each number of "
+                f"steps. Where a line still rises at its right end, that row was not trained out."
+            )
+            yield Picture(f"trials-{world}-{budget}", trial_curves(curves, metric), words)
+
+
+def tuned_places(study: Study) -> dict[tuple[str, str], tuple[Block, list[str]]]:
+    """(world, budget) of trials, to a block that rests on them, and all rows that do."""
+    places: dict[tuple[str, str], tuple[Block, list[str]]] = {}
+    for block in study.blocks:
+        if (tuned := study.tuned_on(block)) is not None:
+            names = places.setdefault(tuned, (block, []))[1]
+            names += [row for row in block.rows if study.rows[row].trains and row not in names]
+    return places
+
+
+def why_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
+    """What training changed, of rows that were diagnosed: the first block that has any."""
+    from saga_ray.leaderboard import diagnosis_plots as plots
+
+    for block in study.blocks:
+        cells = [cell for cell in planner.plan(records.get, [block.name]).cells if cell.task is not None]
+        found = [record for cell in cells if (record := records.get(cell.task.name)) and record.diagnosis]  # type: ignore[union-attr]
+        if not found:
+            continue
+        looked = [(record.row, record.diagnosis or {}) for record in found]
+        runs = [CurveRun(row, _lines(_first(found, row))) for row in dict.fromkeys(record.row for record in found)]
+        yield Picture(f"naming-{block.name}", plots.naming_bars(looked), _NAMING)
+        yield Picture(f"probes-{block.name}", plots.probe_bars(looked), _PROBES)
+        yield Picture(f"rewards-{block.name}", plots.reward_and_verdicts(runs), _REWARDS)
+        yield Picture(f"gradients-{block.name}", plots.gradient_curves(runs), _GRADIENTS)
+        yield Picture(f"agreement-{block.name}", plots.zero_advantage_curves(runs), _AGREEMENT)
+        yield Picture(f"drift-{block.name}", plots.drift_bars(looked), _DRIFT)
+        yield Picture(f"looks-{block.name}", plots.looks_figure(looked), _LOOKS)
+        return
+
+
+_NAMING = (
+    "Attributes that the frozen MLLM names rightly through the encoder, on classes that it was not trained on. "
+    "A bar above the grey one means that training showed the MLLM more than the initial encoder did."
+)
+_PROBES = (
+    "Attributes that a linear probe reads from the one pooled embedding, on classes that the probe never saw. "
+    "What the MLLM can name but no probe can read has not reached the embedding."
+)
+_REWARDS = (
+    "Reward on training classes beside verdicts and names on validation classes. "
+    "Where the first rises alone, the encoder satisfies the reader without showing the attributes."
+)
+_GRADIENTS = (
+    "Lengths of the losses' gradients at the tokens, and their cosine to the metric loss's. "
+    "A loss that is many times shorter hardly moves the encoder, whatever it asks for."
+)
+_AGREEMENT = (
+    "Share of pairs whose answers all earned the same reward, and so carry no gradient. "
+    "At 1 there is nothing left for GRPO to learn from."
+)
+_DRIFT = "How far the tokens moved from the initial encoder's. Rows with a leash or an anchor should move less."
+_LOOKS = (
+    "Where the MLLM and the pooler look, before and after training, as a mean over pictures. "
+    "The number is the share that falls on the bird."
+)
+
+
+def _first(records: Sequence[Record], row: str) -> Record:
+    return next(record for record in records if record.row == row)
+
+
+def _lines(record: Record) -> list[dict[str, float]]:
+    """A record's curves as lines of a metrics.jsonl."""
+    steps = range(len(record.curves.get("step", ())))
+    return [
+        {key: values[place] for key, values in record.curves.items() if values[place] is not None} for place in steps
+    ]
+
+
+def block_bars(study: Study, table: Table) -> Figure:
+    """One bar per row with its 95 % interval, R@1 left and MAP@R right, in the file's order; worlds below each other."""
+    lines = [line for line in table.lines if line.means]
+    several = len({line.world for line in table.lines}) > 1
+    names = [f"{line.row}, {line.world}" if several else line.row for line in lines]
+    colors = [_OF_KIND[study.rows[line.row].kind] for line in lines]
+    with _styled():
+        figure = _figure(10.5, 1.0 + 0.3 * max(1, len(lines)))
+        places = np.arange(len(lines))[::-1]
+        for column, score in enumerate(SCORES):
+            axes = figure.add_subplot(1, 2, column + 1)
+            means = np.array([100 * line.means[score] for line in lines])
+            ends = [[100 * end for end in line.intervals[score]] for line in lines]
+            axes.barh(places, means, height=0.66, color=colors)
+            for place, mean, (low, high) in zip(places, means, ends, strict=True):
+                axes.plot([low, high], [place, place], color=INK, lw=1.3, solid_capstyle="butt")
+                text_at = (max(high, mean), place)
+                axes.annotate(f"{mean:.1f}", text_at, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.set_yticks(places, names if column == 0 else [""] * len(lines), color=INK)
+            least = min((low for low, _ in ends), default=0.0)
+            highest = max((high for _, high in ends), default=100.0)
+            # From the worst upwards: differences of a few points are the subject.
+            axes.set_xlim(max(0.0, least - 0.15 * (highest - least) - 2), highest + 0.18 * (highest - least) + 2)
+            axes.set_xlabel(f"{score_title(score)} in percent, {table.block.split} classes (axis does not begin at 0)")
+            axes.grid(visible=False, axis="y")
+        return figure
+
+
+def trial_curves(curves: Mapping[str, Sequence[tuple[int, float]]], metric: str) -> Figure:
+    """Validation scores of trials against their steps: a dot per trial, a line through the best at each number of steps."""
+    with _styled():
+        figure = _figure(10.5, 4.6)
+        axes = figure.add_subplot()
+        for number, (row, points) in enumerate(curves.items()):
+            color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+            best: dict[int, float] = {}
+            for steps, score in points:
+                best[steps] = max(best.get(steps, 0.0), 100 * score)
+            axes.plot([s for s, _ in points], [100 * score for _, score in points], ".", color=color, ms=5, alpha=0.5)
+            axes.plot(sorted(best), [best[steps] for steps in sorted(best)], dash, color=color, lw=1.5, label=row)
+        axes.set_xlabel("steps of the trial")
+        axes.set_ylabel(f"{score_title(metric)} on validation classes, percent")
+        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        return figure
+
+
+def score_title(score: str) -> str:
+    """As it stands at the head of a column."""
+    return score.replace("recall@", "R@").replace("map@r", "MAP@R").replace("nmi", "NMI")

@@ -1,0 +1,173 @@
+"""From records to the numbers of a block's table: means, intervals, and paired differences with corrected p values."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from saga_ray.leaderboard.statistics import bootstrap_means, holm, interval95, two_sided_p
+from saga_ray.study.file import Block, Study
+from saga_ray.study.plan import Cell, Lookup, Planner
+from saga_ray.study.record import Record
+
+SCORES = ("recall@1", "map@r")
+_AGAINST_BASELINE = ("control", "method", "variant", "ceiling")
+_AGAINST_CONTROL = ("method", "variant", "ceiling")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of the table in one world."""
+
+    row: str
+    world: str
+    seeds: tuple[int, ...]
+    num_wanted: int
+    """Seeds that the block asks for."""
+    means: dict[str, float]
+    """Of `SCORES`, over the seeds; empty if no run has ended."""
+    intervals: dict[str, tuple[float, float]]
+    """95 %, by a bootstrap over query classes crossed with seeds."""
+    draws: dict[str, np.ndarray]
+    """The bootstrap's means."""
+    num_queries: int = 0
+    num_classes: int = 0
+    seconds: float = 0.0
+    steps: float = 0.0
+    scorer_tokens: float = 0.0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Mean of one row minus that of another, in one world and score."""
+
+    row: str
+    reference: str
+    role: str
+    """`baseline` or `control` for the best one of these, `named` for a pair that the block names."""
+    world: str
+    score: str
+    mean: float
+    interval: tuple[float, float]
+    p: float
+    """Two-sided, by the bootstrap."""
+    corrected: float
+    """For the number of comparisons of this score in the block."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A block in numbers."""
+
+    block: Block
+    lines: tuple[Line, ...]
+    comparisons: tuple[Comparison, ...]
+    best: dict[str, str]
+    """The best `baseline` and `control` by validation score."""
+
+    def line(self, row: str, world: str) -> Line:
+        """The line of a row in a world."""
+        return next(line for line in self.lines if (line.row, line.world) == (row, world))
+
+    def comparison(
+        self, row: str, role: str, world: str, score: str, reference: str | None = None
+    ) -> Comparison | None:
+        """A row's difference to the best of a role, or to a named row."""
+        found = (
+            each
+            for each in self.comparisons
+            if (each.row, each.role, each.world, each.score) == (row, role, world, score)
+            and reference in (None, each.reference)
+        )
+        return next(found, None)
+
+
+def block_table(study: Study, planner: Planner, block: Block, lookup: Lookup) -> Table:
+    """The table of a block, of the runs that have ended."""
+    cells = planner.plan(lookup, [block.name]).cells
+    lines = tuple(
+        _line(row, world, [cell for cell in cells if (cell.row, cell.world) == (row, world)], lookup)
+        for world in study.worlds_of(block)
+        for row in block.rows
+    )
+    best = {}
+    for kind in ("baseline", "control"):
+        if (row := best_row(study, planner, block, kind, lookup, lines)) is not None:
+            best[kind] = row
+    return Table(block, lines, tuple(_comparisons(study, block, lines, best)), best)
+
+
+def _line(row: str, world: str, cells: Sequence[Cell], lookup: Lookup) -> Line:
+    found = {cell.seed: lookup(cell.task.name) for cell in cells if cell.task is not None}
+    records = {seed: record for seed, record in sorted(found.items()) if record and record.status == "finished"}
+    if not records:
+        return Line(row, world, (), len(cells), {}, {}, {})
+    seeds, runs = tuple(records), list(records.values())
+    draws = {score: draws_of(runs, score, seeds) for score in SCORES}
+    return Line(
+        row,
+        world,
+        seeds,
+        len(cells),
+        means={score: float(np.mean([run.scores[score] for run in runs])) for score in SCORES},
+        intervals={score: interval95(draws[score]) for score in SCORES},
+        draws=draws,
+        num_queries=sum(runs[0].num_queries),
+        num_classes=len(runs[0].num_queries),
+        seconds=float(np.mean([run.seconds for run in runs])),
+        steps=float(np.mean([run.steps for run in runs])),
+        scorer_tokens=float(np.mean([run.scorer_tokens for run in runs])),
+    )
+
+
+def draws_of(runs: Sequence[Record], score: str, seeds: Sequence[int]) -> np.ndarray:
+    """Bootstrap means of a row's score; those of rows with the same seeds and classes are paired."""
+    sums_SC = np.array([run.sums[score] for run in runs])
+    return bootstrap_means(sums_SC, np.array(runs[0].num_queries), seeds)
+
+
+def best_row(
+    study: Study, planner: Planner, block: Block, kind: str, lookup: Lookup, lines: Sequence[Line]
+) -> str | None:
+    """The row of a kind whose trials scored best on validation classes; never chosen on test classes.
+
+    Where a block has no trials but is itself about validation classes, its own means choose. None if nothing can.
+    """
+    rows = [row for row in block.rows if study.rows[row].kind == kind]
+    scores: dict[str, float] = {}
+    for row in rows:
+        if (choice := planner.choice(row, block, lookup)) is not None:
+            scores[row] = choice.score
+        elif study.tuned_on(block) is None and block.split == "validation":
+            own = [line.means[SCORES[0]] for line in lines if line.row == row and line.means]
+            scores |= {row: float(np.mean(own))} if own else {}
+    # While some are still open, the best of the others is no best one.
+    return max(rows, key=lambda row: scores[row]) if rows and len(scores) == len(rows) else None
+
+
+def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[str, str]) -> list[Comparison]:
+    wanted = [("named", row, reference) for row, reference in block.compare]
+    for role, kinds in (("baseline", _AGAINST_BASELINE), ("control", _AGAINST_CONTROL)):
+        if role in best:
+            wanted += [(role, row, best[role]) for row in block.rows if study.rows[row].kind in kinds]
+    at = {(line.row, line.world): line for line in lines if line.means}
+    out = []
+    for score in SCORES:
+        found = [
+            _compared(at[row, world], at[reference, world], role, score)
+            for role, row, reference in wanted
+            for world in study.worlds_of(block)
+            if (row, world) in at and (reference, world) in at
+        ]
+        corrected = holm([each.p for each in found])
+        out += [replace(each, corrected=p) for each, p in zip(found, corrected, strict=True)]
+    return out
+
+
+def _compared(line: Line, reference: Line, role: str, score: str) -> Comparison:
+    difference = line.draws[score] - reference.draws[score]
+    p = two_sided_p(difference)
+    mean = line.means[score] - reference.means[score]
+    return Comparison(line.row, reference.row, role, line.world, score, mean, interval95(difference), p, p)

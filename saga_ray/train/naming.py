@@ -162,7 +162,11 @@ def asking_engine(engine: ScoringEngine, num_answers: int = 2, *, greedy: bool =
     changes: dict[str, Any] = {"group_size": num_answers}
     if greedy:
         changes = {"group_size": 1, "temperature": GREEDY_TEMPERATURE, "top_p": 1.0}
-    config = engine.config.model_copy(update={"grpo": engine.config.grpo.model_copy(update=changes)})
+    config, grpo = engine.config, engine.config.grpo.model_copy(update=changes)
+    # As many answers at once as in training: with fewer per pair, more pairs.
+    at_once = max(1, config.scorer.pairs_per_chunk * config.grpo.group_size // grpo.group_size)
+    scorer = config.scorer.model_copy(update={"pairs_per_chunk": at_once})
+    config = config.model_copy(update={"grpo": grpo, "scorer": scorer})
     return ScoringEngine(engine.mllm, engine.prompt, config, path=engine.path)
 
 

@@ -78,6 +78,8 @@ class Block(Config):
     budget: str | None = None
     """Null is the study's first."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
+    seeds_of: dict[str, tuple[int, ...]] = Field({})
+    """Rows with other seeds than the block's."""
     set: dict[str, Any] = Field({})
     """Dotted keys of the block's runs, on top of what was chosen for a row."""
     tuned_on: TunedOn | Literal["defaults"] = TunedOn()
@@ -202,11 +204,12 @@ def _validated(told: dict[str, Any], source: str) -> tuple[Study | None, list[st
         try:
             return Study.model_validate(told), problems
         except ValidationError as error:
-            unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
-            problems += [f"{source}: {_sentence(item)}" for item in error.errors()]
-            if not unknown or len(unknown) < error.error_count():
+            unknown = [item for item in error.errors() if item["type"] == "extra_forbidden"]
+            # A list with a wrong entry is called too short as well: unknown keys go first, and the rest is asked again.
+            problems += [f"{source}: {_sentence(item)}" for item in unknown or error.errors()]
+            if not unknown:
                 return None, problems
-            for *branches, leaf in unknown:
+            for *branches, leaf in (item["loc"] for item in unknown):
                 level: Any = told
                 for branch in branches:
                     level = level[branch]
@@ -244,6 +247,7 @@ def _check_names(study: Study) -> Iterator[str]:
             yield f"tuning.stop: {stop} is no share of a budget; use numbers above 0, up to 1"
     for block in study.blocks:
         wanted = [("row", name, study.rows) for name in (*block.rows, *(n for pair in block.compare for n in pair))]
+        wanted += [("row", name, dict.fromkeys(block.rows)) for name in block.seeds_of]
         wanted += [("world", name, study.worlds) for name in study.worlds_of(block)]
         wanted += [("budget", study.budget_of(block), study.budgets)]
         if tuned_on := study.tuned_on(block):

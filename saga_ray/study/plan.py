@@ -149,9 +149,10 @@ class Planner:
         needs_choice = {row: study.tuned_on(block) is not None and study.rows[row].trains for row in block.rows}
         chosen = {row: self.choice(row, block, lookup) for row in block.rows}
         cells = []
-        for seed in block.seeds:
+        seeds_of = {row: block.seeds_of.get(row, block.seeds) for row in block.rows}
+        for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds}):
             for world in study.worlds_of(block):
-                for row in block.rows:
+                for row in (row for row in block.rows if seed in seeds_of[row]):
                     choice, task = chosen[row], None
                     if choice is not None or not needs_choice[row]:
                         values = choice.values if choice else {}

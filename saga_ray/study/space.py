@@ -117,13 +117,17 @@ def draw_points(space: Mapping[str, Range], num_points: int, seed: int) -> list[
     """
     if not space or num_points <= 1:
         return [{}] * min(1, num_points)
+    import warnings
+
     import optuna
     from optuna.distributions import IntDistribution
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.QMCSampler(
-        scramble=True, seed=seed, warn_asynchronous_seeding=False, warn_independent_sampling=False
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # its interface may change; requirements.lock holds it still
+        sampler = optuna.samplers.QMCSampler(
+            scramble=True, seed=seed, warn_asynchronous_seeding=False, warn_independent_sampling=False
+        )
     # Sobol's sequence knows no choices, but their places.
     choices = {key: span.values for key, span in space.items() if span.kind == "choice"}
     asked = distributions({key: span for key, span in space.items() if key not in choices})

@@ -1,0 +1,142 @@
+"""Intervals, paired differences, corrected p values, and the page that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saga_ray.leaderboard.statistics import NUM_RESAMPLES, holm, two_sided_p
+from saga_ray.study.page import write_page
+from saga_ray.study.plan import Task
+from saga_ray.study.record import Record
+from saga_ray.study.run import run_study
+from saga_ray.study.table import block_table
+from tests.study.fakes import FakeHands, Lines, fake_record, small_study
+
+RECALL = {"pretrained": 0.4, "pf": 0.6, "pa": 0.55, "pooler": 0.6, "saga": 0.66}
+
+
+def by_row(task: Task) -> Record:
+    return fake_record(task, RECALL[task.row] + 0.01 * task.seed, noise=0.15)
+
+
+def test_holm_as_worked_by_hand() -> None:
+    # sorted .01 .02 .03 .5: 4 x .01, 3 x .02, 2 x .03, 1 x .5; the third may not fall below the second
+    assert holm([0.03, 0.01, 0.5, 0.02]) == pytest.approx([0.06, 0.04, 0.5, 0.06])
+    assert holm([0.6, 0.6]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_two_sided_p_as_worked_by_hand() -> None:
+    assert two_sided_p(np.array([1.0, 2.0, 3.0, -1.0])) == pytest.approx(2 * (1 + 1) / 5)
+    assert two_sided_p(np.ones(99)) == pytest.approx(0.02)
+    assert two_sided_p(np.zeros(50)) == 1.0
+
+
+def test_a_known_difference_is_found_and_equal_rows_are_not_different(tmp_path: Path) -> None:
+    study, planner, records = small_study(tmp_path)
+    run_study(planner, records, FakeHands(1, by_row), Lines())
+    table = block_table(study, planner, study.blocks[0], records.get)
+    assert table.best == {"baseline": "pf", "control": "pooler"}
+    found = table.comparison("saga", "baseline", "home", "recall@1")
+    assert found is not None and found.reference == "pf"
+    assert found.mean == pytest.approx(0.06, abs=0.005) and found.interval[0] > 0
+    assert found.p == pytest.approx(2 / (NUM_RESAMPLES + 1)) and found.corrected == pytest.approx(3 * found.p)
+    equal = table.comparison("pooler", "baseline", "home", "recall@1")
+    assert equal is not None and (equal.mean, equal.interval, equal.corrected) == (0.0, (0.0, 0.0), 1.0)
+    line = table.line("saga", "home")
+    assert (line.seeds, line.num_queries) == ((0, 1), 300)
+    assert line.intervals["recall@1"][0] < line.means["recall@1"] < line.intervals["recall@1"][1]
+    # Paired over classes: the difference is known far better than either row.
+    low, high = line.intervals["recall@1"]
+    assert found.interval[1] - found.interval[0] < (high - low) / 5
+
+
+def test_independent_noise_is_seldom_called_a_difference() -> None:
+    from saga_ray.leaderboard.statistics import bootstrap_means
+
+    generator, num = np.random.default_rng(0), np.full(40, 10)
+    ps = []
+    for _ in range(60):
+        first, second = (np.clip(0.6 + 0.15 * generator.standard_normal((3, 40)), 0, 1) * 10 for _ in range(2))
+        ps.append(two_sided_p(bootstrap_means(first, num, [0, 1, 2]) - bootstrap_means(second, num, [0, 1, 2])))
+    assert np.mean(np.array(ps) < 0.05) < 0.15
+
+
+def test_the_best_baseline_is_chosen_on_validation_classes_even_if_the_test_says_otherwise(tmp_path: Path) -> None:
+    study, planner, records = small_study(tmp_path)
+    on_test = RECALL | {"pa": 0.9}
+    outcome = lambda task: fake_record(task, (RECALL if task.kind == "trial" else on_test)[task.row])  # noqa: E731
+    run_study(planner, records, FakeHands(1, outcome), Lines())
+    assert block_table(study, planner, study.blocks[0], records.get).best["baseline"] == "pf"
+
+
+def test_before_all_its_trials_have_ended_no_best_baseline_is_named(tmp_path: Path) -> None:
+    study, planner, records = small_study(tmp_path)
+    run_study(planner, records, FakeHands(1, by_row), Lines())
+    records.folder.delete(f"{planner.trials('pa', study.blocks[0])[0].name}.json")
+    records.refresh()
+    table = block_table(study, planner, study.blocks[0], records.get)
+    assert "baseline" not in table.best and table.best["control"] == "pooler"
+    assert {each.role for each in table.comparisons} == {"control"}
+
+
+def test_named_pairs_are_compared_too(tmp_path: Path) -> None:
+    blocks = [{"name": "main", "rows": ["pa", "pf"], "seeds": [0, 1], "compare": [["pf", "pa"]]}]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    run_study(planner, records, FakeHands(1, by_row), Lines())
+    [first, second] = block_table(study, planner, study.blocks[0], records.get).comparisons
+    assert (first.row, first.reference, first.role) == ("pf", "pa", "named")
+    assert first.mean == pytest.approx(0.05, abs=0.005) and second.score == "map@r"
+
+
+def test_the_page_shows_tables_choices_and_what_is_open(tmp_path: Path) -> None:
+    blocks = [
+        {"name": "main", "rows": ["pretrained", "pf", "pooler", "saga"], "seeds": [0, 1]},
+        {"name": "later", "rows": ["pf", "pa"], "world": "away"},
+    ]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    run_study(planner, records, FakeHands(1, by_row), Lines(), blocks=["main"])
+    where, tables = write_page(study, planner, records, "saga-ray study mine.yaml")
+    page = Path(where).read_text(encoding="utf-8")
+    assert tables in page.replace("\n\n![bars-main](bars-main.png)", "")
+    assert page.count("\n| saga | method | 2 | 6") == 1
+    assert "| saga | pf (best baseline) | +6.0 [" in page
+    assert "`saga-ray study mine.yaml --block main`" in page
+    assert "- later: 5 of 8 runs" in page  # pf has its trials already
+    assert "| saga | as the file says it | 73.5 | 73.5 | 73.5 73.5 73.5 |" in page
+    for picture in ("bars-main", "trials-home-paper"):
+        assert f"({picture}.png)" in page and (Path(where).parent / f"{picture}.png").stat().st_size > 5000
+    assert len(page) < 6000
+
+
+def test_a_table_of_worlds_shows_what_there_is_to_win(tmp_path: Path) -> None:
+    rows = {
+        "pf": {"method": "potential-field", "kind": "baseline"},
+        "pooler": {"method": "potential-field+pooler", "kind": "control"},
+        "ceiling": {"method": "potential-field+consensus", "set": {"consensus.source": "truth"}, "kind": "ceiling"},
+    }
+    blocks = [
+        {
+            "name": "search", "rows": list(rows), "world": ["home", "away"], "split": "validation", "table": "worlds",
+            "tuned_on": "defaults",
+        }
+    ]  # fmt: skip
+    study, planner, records = small_study(tmp_path, rows=rows, blocks=blocks)
+    recall = {"pf": 0.6, "pooler": 0.7, "ceiling": 0.9}
+    hands = FakeHands(1, lambda task: fake_record(task, recall[task.row] - 0.1 * (task.world == "away")))
+    plan = run_study(planner, records, hands, Lines())
+    assert {task.config.evaluation.split for task in plan.tasks} == {"validation"}
+    _, tables = write_page(study, planner, records, "saga-ray study mine.yaml")
+    assert "| ceiling | ceiling | 90.0 / 45.0 | 80.0 / 40.0 |" in tables
+    assert "| ceiling minus pooler | best control | +20.0 / +10.0 | +20.0 / +10.0 |" in tables
+    assert "every row as the file says it, without trials" in tables
+
+
+def test_an_empty_study_has_a_page_as_well(tmp_path: Path) -> None:
+    study, planner, records = small_study(tmp_path)
+    where, _ = write_page(study, planner, records, "saga-ray study mine.yaml")
+    page = Path(where).read_text(encoding="utf-8")
+    assert "- main: 22 of 22 runs" in page and "png" not in page

@@ -14,7 +14,7 @@ Axes, the last letters of a tensor's name:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -134,6 +134,8 @@ class ScoreOptions:
     """Return d L_GRPO / d tokens of every contributing pair."""
     attention: bool = True
     """Return the attention of attribute tokens over the images, of every contributing pair."""
+    lesson: bool = False
+    """Given answers are to be learned: every token of a described attribute's value weighs 1, all others 0."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,8 @@ class ScoreRequest:
     """Given answers, G per pair, scored in place of sampled ones (teacher forcing)."""
     rewards_PG: Tensor | None = None
     """Rewards of the given answers; without them they are parsed as sampled ones are."""
+    reference: VisualTokens | None = None
+    """The same images through the initial encoder: asks for the gradient of the KL from that policy as well."""
 
 
 @dataclass(frozen=True)
@@ -173,19 +177,31 @@ class ScoreResult:
     """bool: the answer parsed and holds a verdict; a malformed or cut one has reward 0."""
     verdicts_PG: Tensor
     """int8: 1 same, 0 different, -1 none."""
+    contributes_P: Tensor
+    """bool: the pair carries a gradient; with sampled rewards, its answers disagree."""
+    loss_P: Tensor
+    """float64: -sum_gt w_gt log pi_gt over the pair's tokens, w the weight of a token (its answer's advantage, for GRPO)."""
+    num_taught_P: Tensor
+    """int64 number of tokens that a lesson teaches; 0 without a lesson."""
     token_grads_P2LTD: Tensor
-    """d/d tokens of -sum_gt A_pg log pi_gt, per pair and image; zeros where a pair does not contribute."""
+    """d loss_P / d tokens, per pair and image; zeros where a pair does not contribute."""
     attention_sum_P2T: Tensor
     """Attention from attribute tokens of correct answers to their image, renormalised per token, summed over tokens."""
     attention_count_P2: Tensor
     """int64 number of attribute tokens in that sum."""
     counters: Mapping[str, float | str]
     """`path` (shared | naive), `process` (host:pid), `zero_advantage_pairs`, `num_tokens`, `seconds/*`."""
+    reference_kl_P: Tensor | None = None
+    """float64: sum over tokens of (log pi - log pi_ref)^2 / 2, whose gradient is an unbiased estimate of the KL's (k2)."""
+    reference_grads_P2LTD: Tensor | None = None
+    """d reference_kl_P / d tokens, of every pair."""
 
-    @property
-    def contributes_P(self) -> Tensor:
-        """bool (P,): the pair's answers disagree, so it carries a gradient."""
-        return (self.advantages_PG != 0).any(dim=1)
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor that there is, by name; all but `token_ids_PGR` can be joined along P as they are."""
+        found = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {
+            name: value for name, value in found.items() if name not in ("texts_PG", "counters") and value is not None
+        }
 
 
 class Scorer(Protocol):

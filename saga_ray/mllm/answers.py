@@ -7,7 +7,9 @@ An answer is one JSON object, possibly inside a code fence or between other word
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from json.decoder import JSONDecodeError, scanstring
 from typing import Any
@@ -39,6 +41,17 @@ class Answer:
     verdict: int
     """1 same, 0 different, -1 none."""
     spans: tuple[Span, ...] = ()
+    verdict_at: tuple[int, int] | None = None
+    """First character of the verdict's word, and the one behind it; None if it stands twice."""
+
+    def descriptions(self, text: str) -> tuple[dict[str, str], dict[str, str]]:
+        """What `text`, from which this was read, says of each image: attribute to value; parts of a list are joined by `, `."""
+        said: tuple[dict[str, str], dict[str, str]] = ({}, {})
+        for span in self.spans:
+            before = said[span.image].get(span.attribute)
+            value = text[span.start : span.stop]
+            said[span.image][span.attribute] = value if before is None else f"{before}, {value}"
+        return said
 
 
 class _Broken(Exception):
@@ -67,12 +80,27 @@ def parse_answer(text: str, verdict_key: str) -> Answer:
         objects = _objects(text)
     except _Broken:
         return Answer(NONE)
-    verdicts = [m.value for found in objects for m in found if m.key == verdict_key]
-    known = {_VERDICTS.get(value, NONE) if isinstance(value, str) else NONE for value in verdicts}
+    members = [m for found in objects for m in found if m.key == verdict_key]
+    known = {_VERDICTS.get(m.value, NONE) if isinstance(m.value, str) else NONE for m in members}
     if len(known) != 1 or NONE in known:
         return Answer(NONE)
     judged = next(found for found in objects if any(m.key == verdict_key for m in found))
-    return Answer(known.pop(), tuple(_spans(judged)))
+    place = (members[0].start + 1, members[0].stop - 1) if len(members) == 1 else None
+    return Answer(known.pop(), tuple(_spans(judged)), place)
+
+
+def written_answer(
+    item: str,
+    first: Mapping[str, str],
+    second: Mapping[str, str],
+    differences: Sequence[str],
+    verdict_key: str,
+    same: bool,
+) -> str:
+    """An answer in form, as compact JSON: the form that the demo MLLM writes, and that `parse_answer` reads."""
+    key = item.replace(" ", "_")
+    answer = {f"{key}_1": dict(first), f"{key}_2": dict(second), "differences": list(differences)}
+    return json.dumps(answer | {verdict_key: "yes" if same else "no"}, separators=(",", ":"), ensure_ascii=False)
 
 
 def _spans(judged: _Object) -> list[Span]:

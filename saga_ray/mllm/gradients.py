@@ -8,7 +8,7 @@ library's own forward.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,9 +18,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from saga_ray.mllm.attention import Capture, ResponseMemory
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.sampling import Completions, nucleus_size, restrict
-
-LossSum = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(log_probs_SR, advantages_S, mask_SR) to a sum over tokens."""
+from saga_ray.rl.grpo import policy_loss_sum
 
 # Bounds on what is held at once: rows of answers with their graph, and entries of the logits.
 MAX_ROWS = 4096
@@ -39,8 +37,8 @@ class Policy:
 class Scored:
     """What scoring P pairs' answers gives."""
 
-    log_probs_S: Tensor
-    """float64 sums over tokens."""
+    log_probs_SR: Tensor
+    """float64, 0 for padding."""
     token_grads_P2LTD: Tensor | None
     attention: list[list[Tensor | None]]
     """Per answer and image: summed attention (T,), None where there is none."""
@@ -67,11 +65,10 @@ def _chunk_loss(
     hidden_SRD: Tensor,
     ids_SR: Tensor,
     support_SR: Tensor | None,
-    advantages_S: Tensor,
+    weights_SR: Tensor,
     policy: Policy,
-    loss_sum: LossSum,
 ) -> Tensor:
-    """log pi (S,) of a chunk; if autograd is on, the loss is already carried back to `hidden_SRD`'s graph.
+    """log pi (S, R) of a chunk; if autograd is on, the loss is already carried back to `hidden_SRD`'s graph.
 
     Logits of a few rows at a time: whole, those of one group of a real MLLM take gigabytes.
     """
@@ -79,23 +76,23 @@ def _chunk_loss(
     backward = torch.is_grad_enabled() and hidden_SRD.requires_grad
     leaf_ND = hidden_SRD[mask_SR].detach().requires_grad_(backward)
     ids_N, support_N = ids_SR[mask_SR], None if support_SR is None else support_SR[mask_SR]
-    answer_N = mask_SR.nonzero()[:, 0]
-    log_probs_S = torch.zeros(len(ids_SR), dtype=torch.float64, device=ids_SR.device)
+    weights_N = weights_SR[mask_SR]
+    log_probs: list[Tensor] = []
     step = max(1, MAX_LOGITS // len(mllm.bias_V))
     for start in range(0, len(ids_N), step):
         part = slice(start, start + step)
         support = None if support_N is None else support_N[part]
         log_probs_N = token_log_probs(mllm, leaf_ND[part], ids_N[part], support, policy)
-        log_probs_S.index_add_(0, answer_N[part], log_probs_N.detach().double())
+        log_probs.append(log_probs_N.detach().double())
         if backward:
-            all_valid = torch.ones_like(ids_N[part], dtype=torch.bool)[:, None]
-            loss_sum(log_probs_N[:, None], advantages_S[answer_N[part]], all_valid).backward()
+            policy_loss_sum(log_probs_N, weights_N[part]).backward()
     if backward:
         assert leaf_ND.grad is not None
         grad_SRD = torch.zeros_like(hidden_SRD)
         grad_SRD[mask_SR] = leaf_ND.grad
         hidden_SRD.backward(grad_SRD)
-    return log_probs_S
+    log_probs_SR = torch.zeros(ids_SR.shape, dtype=torch.float64, device=ids_SR.device)
+    return log_probs_SR.masked_scatter(mask_SR, torch.cat(log_probs))
 
 
 def score_shared(
@@ -104,14 +101,14 @@ def score_shared(
     prefix: Prefix,
     tokens_P2LTD: Tensor | None,
     completions: Completions,
-    advantages_S: Tensor,
+    weights_SR: Tensor,
     policy: Policy,
-    loss_sum: LossSum,
     *,
     pairs: Sequence[int],
     replay_support: bool,
     capture_layer: int | None = None,
     rows: Sequence[tuple[list[int], list[int]]] | None = None,
+    keep_graph: bool = False,
 ) -> Scored:
     """Score the answers of chosen pairs over their shared prefixes.
 
@@ -119,9 +116,10 @@ def score_shared(
         tokens_P2LTD: The tokens that `prefix` was run from, with graph; None for no gradient.
         pairs: Positions of the pairs to score; log-probs and attention come back for these alone, in this order, the
             gradient for all pairs, zero where a pair was not chosen.
-        advantages_S: Of every completion.
+        weights_SR: Of every completion's tokens, see `rl.grpo.policy_loss_sum`.
         replay_support: Use the recorded support sizes (sampled answers), not the nucleus (given answers).
         capture_layer: 0-based layer whose attention is read in `rows` (per answer: rows of image 1 and 2), if any.
+        keep_graph: The prefix will be asked for another gradient.
     """
     num_answers = len(completions.token_ids_SR) // len(prefix.keys_values[0][0])
     with_grad = tokens_P2LTD is not None
@@ -142,14 +140,17 @@ def score_shared(
             memory = ResponseMemory([(k[chunk[0]], v[chunk[0]]) for k, v in leaves], capture)
             positions = mllm.answer_positions(layout, longest)
             hidden_SRD = mllm.run(mllm.embed(_fed(ids_SR, layout)), positions, memory)
-            log_probs.append(_chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, advantages_S[chosen], policy, loss_sum))
+            found_SR = _chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, weights_SR[chosen, :longest], policy)
+            log_probs.append(torch.nn.functional.pad(found_SR, (0, weights_SR.shape[1] - longest)))
             attention += capture.sums_S2T if capture is not None else [[None, None]] * len(chosen)
-    grads = _through_prefix(prefix, leaves, index_K, tokens_P2LTD) if tokens_P2LTD is not None else None
+    grads = None
+    if tokens_P2LTD is not None:
+        grads = _through_prefix(prefix, leaves, index_K, tokens_P2LTD, keep_graph)
     return Scored(torch.cat(log_probs), grads, attention)
 
 
 def _through_prefix(
-    prefix: Prefix, leaves: Sequence[tuple[Tensor, ...]], index_K: Tensor, tokens_P2LTD: Tensor
+    prefix: Prefix, leaves: Sequence[tuple[Tensor, ...]], index_K: Tensor, tokens_P2LTD: Tensor, keep_graph: bool
 ) -> Tensor:
     """Carry the gradients that gathered on keys and values of pairs `index_K` back to the tokens."""
     made, seeds = [], []
@@ -159,7 +160,7 @@ def _through_prefix(
             own = leaf.grad[:, :, -made_PKCd.shape[2] :]  # behind the constant text
             made.append(made_PKCd)
             seeds.append(torch.zeros_like(made_PKCd).index_copy(0, index_K, own))
-    return torch.autograd.grad(made, [tokens_P2LTD], seeds)[0]
+    return torch.autograd.grad(made, [tokens_P2LTD], seeds, retain_graph=keep_graph)[0]
 
 
 def _chunks(lengths_PG: Tensor) -> list[tuple[slice, slice]]:
@@ -183,9 +184,8 @@ def naive_score(
     layout: Layout,
     tokens_P2LTD: Tensor,
     completions: Completions,
-    advantages_S: Tensor,
+    weights_SR: Tensor,
     policy: Policy,
-    loss_sum: LossSum,
     *,
     pairs: Sequence[int],
     replay_support: bool,
@@ -205,9 +205,9 @@ def naive_score(
         log_probs_N = token_log_probs(mllm, hidden_GRD[mask_GR], ids_GR[mask_GR], support, policy)
         log_probs_GR = torch.zeros(ids_GR.shape, dtype=log_probs_N.dtype, device=mllm.device)
         log_probs_GR = log_probs_GR.masked_scatter(mask_GR, log_probs_N)
-        loss = loss_sum(log_probs_GR, advantages_S[group], mask_GR)
+        loss = policy_loss_sum(log_probs_GR, weights_SR[group])
         grads[pair] = torch.autograd.grad(loss, tokens_2LTD)[0]
-        log_probs.append(log_probs_GR.detach().double().sum(dim=1))
+        log_probs.append(log_probs_GR.detach().double())
     return Scored(torch.cat(log_probs), grads, [[None, None]] * (len(pairs) * num_answers))
 
 

@@ -35,3 +35,11 @@ class TokenTexts:
             total += len(piece)
             ends.append(total)
         return ends
+
+    def with_word(self, token: int, wrong: str, right: str) -> int:
+        """The token whose text is that of `token` with `right` in place of `wrong`; itself if it holds `right`; -1 if there is none."""
+        text = self.decode([token])
+        if wrong not in text:
+            return token if right in text else -1
+        ids = self._tokenizer.encode(text.replace(wrong, right, 1), add_special_tokens=False)
+        return ids[0] if len(ids) == 1 and self.decode(ids) == text.replace(wrong, right, 1) else -1

@@ -220,6 +220,11 @@ def split_request(request: ScoreRequest, num_parts: int) -> list[ScoreRequest]:
                 request,
                 pairs=tuple(replace(p, first=where[p.first], second=where[p.second]) for p in pairs),
                 tokens=replace(request.tokens, tokens_NLTD=request.tokens.tokens_NLTD[images]),
+                reference=(
+                    None
+                    if request.reference is None
+                    else replace(request.reference, tokens_NLTD=request.reference.tokens_NLTD[images])
+                ),
                 answers=None if request.answers is None else request.answers[start:stop],
                 rewards_PG=None if request.rewards_PG is None else request.rewards_PG[start:stop],
             )
@@ -244,18 +249,9 @@ def join_results(parts: Sequence[ScoreResult]) -> ScoreResult:
         for part in parts
     ]
     tensors = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in (
-            "num_tokens_PG",
-            "log_probs_PG",
-            "rewards_PG",
-            "advantages_PG",
-            "well_formed_PG",
-            "verdicts_PG",
-            "token_grads_P2LTD",
-            "attention_sum_P2T",
-            "attention_count_P2",
-        )
+        name: torch.cat([part.tensors()[name] for part in parts])
+        for name in parts[0].tensors()
+        if name != "token_ids_PGR"
     }
     counters: dict[str, float | str] = {}
     for part in parts:

@@ -24,15 +24,51 @@ def group_advantages(rewards_PG: Tensor, *, min_std: float = 1e-6) -> Tensor:
     return torch.where(std_P1 >= min_std, centred_PG / std_P1.clamp_min(min_std), 0.0)
 
 
-def grpo_loss_sum(log_probs_SR: Tensor, advantages_S: Tensor, mask_SR: Tensor) -> Tensor:
-    """Sum over tokens of -A_s log pi_sr: strictly on policy, so the ratio is 1 and nothing is clipped.
+def answer_weights(advantages_S: Tensor, mask_SR: Tensor) -> Tensor:
+    """Weight of every token of an answer: the answer's advantage; 0 for padding.
 
-    Its gradient is that of the token-level loss of SAGA (arXiv 2606.15134, section 3.2) times the number of tokens,
-    by which the trainer divides once.
+    With `policy_loss_sum` this is the token-level loss of SAGA (arXiv 2606.15134, section 3.2) times the number of
+    tokens, by which the trainer divides once.
 
     Args:
-        log_probs_SR: (completions, tokens).
         advantages_S: (completions,).
         mask_SR: bool, False for padding.
     """
-    return -(torch.where(mask_SR, log_probs_SR, 0.0) * advantages_S[:, None].to(log_probs_SR.dtype)).sum()
+    return torch.where(mask_SR, advantages_S[:, None], 0.0)
+
+
+def policy_loss_sum(log_probs: Tensor, weights: Tensor) -> Tensor:
+    """Sum over tokens of -w log pi: strictly on policy, so the ratio is 1 and nothing is clipped.
+
+    Every signal through the frozen MLLM is such a sum; they differ in which tokens are scored, and in their weights.
+    """
+    return -(weights.to(log_probs.dtype) * torch.where(weights != 0, log_probs, 0.0)).sum()
+
+
+def expected_weights(
+    rewards_PG: Tensor, verdict_S: Tensor, mask_SR: Tensor, *, min_std: float = 1e-6
+) -> tuple[Tensor, Tensor]:
+    """Weights for a reward whose verdict is averaged out: its sampled noise is gone, its expectation is the same.
+
+    With p_g the probability of the right verdict after what answer g wrote, J = E[p] and
+    grad J = E[(p_g - mean p) grad log pi(before the verdict) + p_g grad log pi(right verdict)]: the second term is exact.
+    All is divided by sqrt(mean p (1 - mean p)), the standard deviation that sampled rewards would have.
+
+    Args:
+        rewards_PG: p, (pairs, completions), in [0, 1].
+        verdict_S: number of the verdict's token; -1 for an answer without one, whose p is 0.
+        mask_SR: bool, False for padding.
+
+    Returns:
+        Weights (S, R) of the tokens, the right verdict standing at `verdict_S`; and (p - mean p) / sd, (P, G).
+    """
+    mean_P1 = rewards_PG.mean(dim=1, keepdim=True)
+    std_P1 = (mean_P1 * (1 - mean_P1)).clamp_min(0).sqrt()
+    speaks_P1 = std_P1 >= min_std
+    advantages_PG = torch.where(speaks_P1, (rewards_PG - mean_P1) / std_P1.clamp_min(min_std), 0.0)
+    exact_PG = torch.where(speaks_P1, rewards_PG / std_P1.clamp_min(min_std), 0.0)
+    place_SR = torch.arange(mask_SR.shape[1], device=mask_SR.device).expand(mask_SR.shape)
+    verdict_S1 = verdict_S[:, None]
+    before_SR = mask_SR & ((place_SR < verdict_S1) | (verdict_S1 < 0))
+    weights_SR = torch.where(before_SR, advantages_PG.flatten()[:, None], 0.0)
+    return torch.where(place_SR == verdict_S1, exact_PG.flatten()[:, None], weights_SR), advantages_PG

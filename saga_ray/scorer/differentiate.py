@@ -1,4 +1,4 @@
-"""From judged completions to log-probabilities, token gradients and attention; pairs that agree are not differentiated."""
+"""From judged completions to log-probabilities, token gradients and attention; pairs without a signal are not differentiated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.gradients import Policy, Scored, naive_score, score_shared
 from saga_ray.mllm.sampling import Completions
-from saga_ray.rl.grpo import grpo_loss_sum
+from saga_ray.scorer.signals import Signal
 from saga_ray.types import ScoreOptions
 
 
@@ -24,10 +24,11 @@ class Judged:
     tokens_P2LTD: Tensor
     """What the prefix was run from, with graph."""
     completions: Completions
-    advantages_PG: Tensor
+    """As written; a signal may score other tokens in their place."""
+    signal: Signal
     rows: list[tuple[list[int], list[int]]]
     """Per answer and image, the rows whose attention counts."""
-    replay_support: bool
+    sampled: bool
     """True for sampled answers: their nuclei are replayed, and their log-probabilities are known."""
 
 
@@ -36,9 +37,18 @@ class Differentiated:
     """Sums over tokens, per pair."""
 
     log_probs_PG: Tensor
+    loss_P: Tensor
     token_grads_P2LTD: Tensor
     attention_sum_P2T: Tensor
     attention_count_P2: Tensor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The KL from the reference policy, per pair."""
+
+    reference_kl_P: Tensor
+    reference_grads_P2LTD: Tensor
 
 
 @dataclass(frozen=True)
@@ -51,28 +61,66 @@ class Differentiator:
     capture_layer: int
     """0-based layer whose attention is read."""
 
-    def __call__(self, judged: Judged, options: ScoreOptions) -> Differentiated:
-        """Run the pairs whose answers disagree with a graph; given answers of the others only for their log-probability."""
-        num_pairs, num_answers = judged.advantages_PG.shape
-        contributes_P = (judged.advantages_PG != 0).any(dim=1)
-        active, silent = contributes_P.nonzero()[:, 0].tolist(), (~contributes_P).nonzero()[:, 0].tolist()
+    def __call__(self, judged: Judged, options: ScoreOptions, *, keep_graph: bool = False) -> Differentiated:
+        """Run the contributing pairs with a graph; given answers of the others only for their log-probability."""
+        signal = judged.signal
+        num_pairs = len(signal.contributes_P)
+        num_answers = len(judged.completions.token_ids_SR) // num_pairs
+        active = signal.contributes_P.nonzero()[:, 0].tolist()
+        silent = (~signal.contributes_P).nonzero()[:, 0].tolist()
         log_probs_PG = judged.completions.log_probs_S.view(num_pairs, num_answers).clone()
+        loss_P = torch.zeros(num_pairs, dtype=torch.float64, device=self.mllm.device)
         grads = torch.zeros_like(judged.tokens_P2LTD, requires_grad=False)
         attention: list[list[Tensor | None]] = []
-        if silent and not judged.replay_support:
+        if silent and not judged.sampled:
             quiet = self._score(judged, silent, ScoreOptions(gradient=False, attention=False))
-            log_probs_PG[silent] = quiet.log_probs_S.view(-1, num_answers)
-        if active and (options.gradient or options.attention or not judged.replay_support):
-            scored = self._score(judged, active, options)
+            log_probs_PG[silent] = quiet.log_probs_SR.sum(dim=1).view(-1, num_answers)
+        if active:
+            scored = self._score(judged, active, options, keep_graph)
             attention = scored.attention
             if scored.token_grads_P2LTD is not None:
                 grads = scored.token_grads_P2LTD
-            if not judged.replay_support:
-                log_probs_PG[active] = scored.log_probs_S.view(-1, num_answers)
-        return Differentiated(log_probs_PG, grads, *self._summed(judged, active, attention))
+            rows = signal.weights_SR.view(num_pairs, num_answers, -1)[active].flatten(0, 1)
+            loss_P[active] = -(rows * scored.log_probs_SR).sum(dim=1).view(-1, num_answers).sum(dim=1)
+            if not judged.sampled:
+                log_probs_PG[active] = scored.log_probs_SR.sum(dim=1).view(-1, num_answers)
+        return Differentiated(log_probs_PG, loss_P, grads, *self._summed(judged, num_answers, active, attention))
 
-    def _score(self, judged: Judged, pairs: list[int], options: ScoreOptions) -> Scored:
-        common = (judged.completions, judged.advantages_PG.flatten(), self.policy, grpo_loss_sum)
+    def log_probs(self, judged: Judged, signal: Signal) -> Tensor:
+        """log pi (S, R) of the tokens that a signal scores, without any gradient."""
+        pairs = list(range(len(signal.contributes_P)))
+        quiet = ScoreOptions(gradient=False, attention=False)
+        return self._score(replace(judged, signal=signal), pairs, quiet).log_probs_SR
+
+    def reference(self, judged: Judged, reference: Prefix, gradient: bool) -> Reference:
+        """The KL between the policy and the one with `reference` as its prefix, on the answers as they were written.
+
+        k2: sum over tokens of (log pi - log pi_ref)^2 / 2. Its gradient, (log pi - log pi_ref) grad log pi, is an
+        unbiased estimate of that of a token's KL(pi || pi_ref) given what stands before it; both policies are taken
+        over the full support.
+        """
+        whole = replace(self, policy=Policy(self.policy.temperature, 1.0), path="shared")
+        written = replace(judged, sampled=False)
+        num_pairs = len(judged.signal.contributes_P)
+        plain = Signal.unweighted(judged.completions, num_pairs)
+        ours = whole.log_probs(written, plain)
+        theirs = whole.log_probs(replace(written, prefix=reference), plain)
+        apart_SR = ours - theirs
+        signal = replace(plain, weights_SR=-apart_SR)
+        grads = torch.zeros_like(judged.tokens_P2LTD, requires_grad=False)
+        if gradient:
+            options = ScoreOptions(gradient=True, attention=False)
+            own = replace(whole, path=self.path)
+            scored = own._score(replace(written, signal=signal), list(range(num_pairs)), options)
+            assert scored.token_grads_P2LTD is not None
+            grads = scored.token_grads_P2LTD
+        kl_P = apart_SR.square().sum(dim=1).view(num_pairs, -1).sum(dim=1) / 2
+        return Reference(kl_P, grads)
+
+    def _score(self, judged: Judged, pairs: list[int], options: ScoreOptions, keep_graph: bool = False) -> Scored:
+        signal = judged.signal
+        scored_tokens = replace(judged.completions, token_ids_SR=signal.ids_SR)
+        common = (scored_tokens, signal.weights_SR, self.policy)
         shared_grad = options.gradient and self.path == "shared"
         scored = score_shared(
             self.mllm,
@@ -81,20 +129,23 @@ class Differentiator:
             judged.tokens_P2LTD if shared_grad else None,
             *common,
             pairs=pairs,
-            replay_support=judged.replay_support,
+            replay_support=judged.sampled,
             capture_layer=self.capture_layer if options.attention else None,
             rows=judged.rows,
+            keep_graph=keep_graph,
         )
         if not options.gradient or shared_grad:
             return scored
         twin = naive_score(
-            self.mllm, judged.layout, judged.tokens_P2LTD, *common, pairs=pairs, replay_support=judged.replay_support
+            self.mllm, judged.layout, judged.tokens_P2LTD, *common, pairs=pairs, replay_support=judged.sampled
         )
         return replace(twin, attention=scored.attention)
 
-    def _summed(self, judged: Judged, active: list[int], attention: list[list[Tensor | None]]) -> tuple[Tensor, Tensor]:
+    def _summed(
+        self, judged: Judged, num_answers: int, active: list[int], attention: list[list[Tensor | None]]
+    ) -> tuple[Tensor, Tensor]:
         """Attention summed over a pair's answers, and the number of tokens in it."""
-        num_pairs, num_answers = judged.advantages_PG.shape
+        num_pairs = len(judged.signal.contributes_P)
         sums_P2T = torch.zeros(
             num_pairs, 2, judged.layout.num_visual, dtype=self.mllm.logit_dtype, device=self.mllm.device
         )

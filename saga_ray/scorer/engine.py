@@ -8,7 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Literal
@@ -23,10 +23,10 @@ from saga_ray.mllm.gradients import Policy
 from saga_ray.mllm.prompt import Prompt, prompt_texts
 from saga_ray.mllm.sampling import Completions, given, sample, uniform_numbers
 from saga_ray.mllm.text import TokenTexts
-from saga_ray.rl.grpo import group_advantages
 from saga_ray.rl.rewards import verdict_rewards
-from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged
+from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged, Reference
 from saga_ray.scorer.judge import Judge
+from saga_ray.scorer.signals import Signal, expected_reward, lesson, sampled_reward
 from saga_ray.scorer.wire import dtype_name
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult
 
@@ -40,9 +40,10 @@ class _Chunk:
     completions: Completions
     texts: list[str]
     answers: list[Answer]
-    rewards_PG: Tensor
-    advantages_PG: Tensor
+    signal: Signal
     found: Differentiated
+    reference: Reference | None
+    num_taught_P: Tensor
 
 
 class ScoringEngine:
@@ -91,11 +92,16 @@ class ScoringEngine:
     def _score(self, request: ScoreRequest) -> ScoreResult:
         seconds: Counter[str] = Counter()
         tokens_NLTD = request.tokens.tokens_NLTD.detach().to(self.mllm.device, self.mllm.dtype)
+        reference_NLTD = None
+        if request.reference is not None:
+            reference_NLTD = request.reference.tokens_NLTD.detach().to(self.mllm.device, self.mllm.dtype)
         layout, constant = self._layout(request.tokens.grid_hw)
         # Alone, a pair's shapes depend on the pair only, and so does the last bit of every product.
         step = 1 if self.config.scorer.deterministic else self.config.scorer.pairs_per_chunk
         chunks = [
-            self._score_chunk(request, slice(start, start + step), tokens_NLTD, layout, constant, seconds)
+            self._score_chunk(
+                request, slice(start, start + step), tokens_NLTD, reference_NLTD, layout, constant, seconds
+            )
             for start in range(0, len(request.pairs), step)
         ]
         return self._joined(request, chunks, seconds)
@@ -105,6 +111,7 @@ class ScoringEngine:
         request: ScoreRequest,
         chosen: slice,
         tokens_NLTD: Tensor,
+        reference_NLTD: Tensor | None,
         layout: Layout,
         constant: list[tuple[Tensor, Tensor]],
         seconds: Counter[str],
@@ -118,12 +125,31 @@ class ScoringEngine:
             completions = self._completions(request, chosen, layout, prefix)
         texts, answers = self._judge.read(completions)
         rewards_PG = self._rewards(request, chosen, pairs, answers)
-        advantages_PG = group_advantages(rewards_PG, min_std=self.config.grpo.min_std)
         rows = self._judge.attention_rows(completions, answers, rewards_PG)
-        judged = Judged(layout, prefix, tokens_P2LTD, completions, advantages_PG, rows, request.answers is None)
+        signal = sampled_reward(completions, rewards_PG, self.config.grpo.min_std)
+        taught_P = torch.zeros(len(pairs), dtype=torch.int64)
+        judged = Judged(layout, prefix, tokens_P2LTD, completions, signal, rows, request.answers is None)
         with self._timed(seconds, "gradient"):
-            found = self._differentiate(judged, options)
-        return _Chunk(completions, texts, answers, rewards_PG, advantages_PG, found)
+            if options.lesson:
+                signal = lesson(completions, len(pairs), self._judge.value_tokens(completions, answers))
+                taught_P = (signal.weights_SR != 0).sum(dim=1).view(len(pairs), -1).sum(dim=1).cpu()
+            elif self.config.grpo.reward == "expected" and request.rewards_PG is None:
+                signal = self._expected(judged, pairs, answers)
+            judged = replace(judged, signal=signal)
+            found = self._differentiate(judged, options, keep_graph=reference_NLTD is not None)
+            reference = None
+            if reference_NLTD is not None:
+                with torch.no_grad():
+                    initial = self.mllm.prefill(reference_NLTD[index_P2], layout, constant)
+                reference = self._differentiate.reference(judged, initial, options.gradient)
+        return _Chunk(completions, texts, answers, signal, found, reference, taught_P)
+
+    def _expected(self, judged: Judged, pairs: Sequence[ImagePair], answers: list[Answer]) -> Signal:
+        same_P = [pair.same_class for pair in pairs]
+        verdicts = self._judge.verdicts(judged.completions, answers, same_P)
+        corrected = verdicts.corrected(judged.completions, len(pairs))
+        log_probs_SR = self._differentiate.log_probs(judged, corrected)
+        return expected_reward(corrected, log_probs_SR, verdicts, self.config.grpo.min_std)
 
     def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Prefix) -> Completions:
         if request.answers is not None:
@@ -155,14 +181,17 @@ class ScoringEngine:
         _, num_levels, num_visual, width = request.tokens.tokens_NLTD.shape
 
         def joined(name: str, *empty: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            parts = [getattr(chunk if hasattr(chunk, name) else chunk.found, name).cpu() for chunk in chunks]
+            holders = [next(h for h in (c, c.signal, c.found, c.reference) if hasattr(h, name)) for c in chunks]
+            parts = [getattr(holder, name).cpu() for holder in holders]
             return torch.cat(parts) if parts else torch.zeros(0, *empty, dtype=dtype)
 
         answers = [answer for chunk in chunks for answer in chunk.answers]
         texts = [text for chunk in chunks for text in chunk.texts]
         ended = [e for chunk in chunks for e in chunk.completions.ended_S.tolist()]
         verdicts_PG = torch.tensor([a.verdict for a in answers], dtype=torch.int8).view(num_pairs, num_answers)
-        advantages_PG = joined("advantages_PG", num_answers)
+        contributes_P = joined("contributes_P", dtype=torch.bool)
+        images = (2, num_levels, num_visual, width)
+        asked_reference = request.reference is not None
         num_tokens_PG = (ids_SR >= 0).sum(dim=1).view(num_pairs, num_answers)
         counters: dict[str, float | str] = {
             "path": self.path,
@@ -170,7 +199,7 @@ class ScoringEngine:
             "num_tokens": int(num_tokens_PG.sum()),
             "malformed": int((verdicts_PG < 0).sum()),
             "truncated": len(ended) - sum(ended),
-            "zero_advantage_pairs": int((advantages_PG == 0).all(dim=1).sum()),
+            "zero_advantage_pairs": int((~contributes_P).sum()),
             **{f"seconds/{stage}": seconds[stage] for stage in ("prefill", "sample", "gradient")},
         }
         return ScoreResult(
@@ -179,13 +208,20 @@ class ScoringEngine:
             num_tokens_PG=num_tokens_PG,
             log_probs_PG=joined("log_probs_PG", num_answers),
             rewards_PG=joined("rewards_PG", num_answers),
-            advantages_PG=advantages_PG,
+            advantages_PG=joined("advantages_PG", num_answers),
             well_formed_PG=verdicts_PG >= 0,
             verdicts_PG=verdicts_PG,
-            token_grads_P2LTD=joined("token_grads_P2LTD", 2, num_levels, num_visual, width, dtype=self.mllm.dtype),
+            contributes_P=contributes_P,
+            loss_P=joined("loss_P"),
+            num_taught_P=joined("num_taught_P", dtype=torch.int64),
+            token_grads_P2LTD=joined("token_grads_P2LTD", *images, dtype=self.mllm.dtype),
             attention_sum_P2T=joined("attention_sum_P2T", 2, num_visual, dtype=self.mllm.logit_dtype),
             attention_count_P2=joined("attention_count_P2", 2, dtype=torch.int64),
             counters=counters,
+            reference_kl_P=joined("reference_kl_P") if asked_reference else None,
+            reference_grads_P2LTD=(
+                joined("reference_grads_P2LTD", *images, dtype=self.mllm.dtype) if asked_reference else None
+            ),
         )
 
     def _layout(self, grid_hw: tuple[int, int]) -> tuple[Layout, list[tuple[Tensor, Tensor]]]:
@@ -199,6 +235,10 @@ class ScoringEngine:
 
     def _check(self, request: ScoreRequest) -> None:
         shape = tuple(request.tokens.tokens_NLTD.shape)
+        if request.reference is not None:
+            assert request.reference.tokens_NLTD.shape == shape, "the reference shows the same images"
+        if request.options.lesson and request.answers is None:
+            raise ValueError("answers: missing; a lesson needs the answers that are to be learned")
         height, width = request.tokens.grid_hw
         wanted = (self.mllm.num_levels, height * width, self.mllm.width)
         if len(shape) != 4 or shape[1:] != wanted:

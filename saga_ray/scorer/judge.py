@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-from saga_ray.mllm.answers import NONE, Answer, parse_answer, tokens_of_span
+from saga_ray.mllm.answers import NONE, Answer, Span, parse_answer, tokens_of_span
 from saga_ray.mllm.sampling import Completions
 from saga_ray.mllm.text import TokenTexts
+from saga_ray.scorer.signals import Verdicts
 
 
 @dataclass(frozen=True)
@@ -39,15 +42,43 @@ class Judge:
         So a token looks from row i + 1, and its predictor from row i. The last token is never fed, but it is the end
         and describes nothing.
         """
-        shift = 1 if self.rows_of == "token" else 0
         correct = (rewards_PG > 0).flatten().tolist()
+        shift = 1 if self.rows_of == "token" else 0
         out = []
         for ids, answer, is_correct in zip(completions.token_ids_SR.tolist(), answers, correct, strict=True):
-            rows: tuple[list[int], list[int]] = ([], [])
-            if is_correct and answer.spans:
-                ends = self.token_texts.ends([i for i in ids if i >= 0][:-1])
-                for image in (0, 1):
-                    tokens = {t for s in answer.spans if s.image == image for t in tokens_of_span(ends, s)}
-                    rows[image].extend(sorted(t + shift for t in tokens))
-            out.append(rows)
+            first, second = self._described(ids, answer) if is_correct else ([], [])
+            out.append(([token + shift for token in first], [token + shift for token in second]))
         return out
+
+    def value_tokens(self, completions: Completions, answers: list[Answer]) -> list[list[int]]:
+        """Per answer, the numbers of the tokens that are attribute values of either image."""
+        rows = zip(completions.token_ids_SR.tolist(), answers, strict=True)
+        return [sorted({t for image in self._described(ids, answer) for t in image}) for ids, answer in rows]
+
+    def _described(self, ids: list[int], answer: Answer) -> tuple[list[int], list[int]]:
+        """Numbers of an answer's tokens that describe image 1 and image 2."""
+        tokens: tuple[set[int], set[int]] = (set(), set())
+        if answer.spans:
+            ends = self.token_texts.ends([i for i in ids if i >= 0][:-1])
+            for span in answer.spans:
+                tokens[span.image].update(tokens_of_span(ends, span))
+        return sorted(tokens[0]), sorted(tokens[1])
+
+    def verdicts(self, completions: Completions, answers: list[Answer], same_P: Sequence[bool]) -> Verdicts:
+        """Where each answer says its verdict, and the token that would be right there."""
+        num_answers = len(answers) // max(1, len(same_P))
+        places, rights = [], []
+        for row, (ids, answer) in enumerate(zip(completions.token_ids_SR.tolist(), answers, strict=True)):
+            place, right = -1, -1
+            if answer.verdict_at is not None:
+                written = [i for i in ids if i >= 0][:-1]
+                ends = self.token_texts.ends(written)
+                holding = tokens_of_span(ends, Span(0, "", *answer.verdict_at))
+                if len(holding) == 1:
+                    same = bool(same_P[row // num_answers])
+                    right = self.token_texts.with_word(written[holding[0]], *(("no", "yes") if same else ("yes", "no")))
+                    place = holding[0] if right >= 0 else -1
+            places.append(place)
+            rights.append(right)
+        device = completions.token_ids_SR.device
+        return Verdicts(torch.tensor(places, device=device), torch.tensor(rights, device=device))

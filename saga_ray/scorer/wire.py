@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,7 @@ from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, ScoreResult, V
 
 _BITS = ":bfloat16"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-_TENSORS = (
-    "token_ids_PGR", "num_tokens_PG", "log_probs_PG", "rewards_PG", "advantages_PG", "well_formed_PG", "verdicts_PG",
-    "token_grads_P2LTD", "attention_sum_P2T", "attention_count_P2",
-)  # fmt: skip
+_GRADIENTS = ("token_grads_P2LTD", "reference_grads_P2LTD")
 
 
 def wire_dtype(name: str) -> torch.dtype:
@@ -37,23 +34,28 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def rounded_request(request: ScoreRequest, dtype: torch.dtype) -> ScoreRequest:
     """The request with detached tokens in the MLLM's dtype: what the frozen MLLM would read in any case."""
-    tokens = VisualTokens(request.tokens.tokens_NLTD.detach().to(dtype), request.tokens.grid_hw)
-    return replace(request, tokens=tokens)
+
+    def rounded(tokens: VisualTokens) -> VisualTokens:
+        return VisualTokens(tokens.tokens_NLTD.detach().to(dtype), tokens.grid_hw)
+
+    reference = None if request.reference is None else rounded(request.reference)
+    return replace(request, tokens=rounded(request.tokens), reference=reference)
 
 
 def rounded_result(result: ScoreResult, dtype: torch.dtype) -> ScoreResult:
     """The result with the token gradients in the MLLM's dtype, as they travel."""
-    return replace(result, token_grads_P2LTD=result.token_grads_P2LTD.to(dtype))
+    there = result.tensors()
+    return replace(result, **{name: there[name].to(dtype) for name in _GRADIENTS if name in there})
 
 
 def delivered_result(result: ScoreResult, tokens_dtype: torch.dtype) -> ScoreResult:
     """The result as the trainer gets it: gradients in the dtype of its own tokens."""
-    return replace(result, token_grads_P2LTD=result.token_grads_P2LTD.to(tokens_dtype))
+    return rounded_result(result, tokens_dtype)
 
 
 def on_device(result: ScoreResult, device: torch.device) -> ScoreResult:
     """The result with its tensors beside the trainer's own."""
-    return replace(result, **{name: getattr(result, name).to(device) for name in _TENSORS})
+    return replace(result, **{name: tensor.to(device) for name, tensor in result.tensors().items()})
 
 
 def _put(arrays: dict[str, np.ndarray], name: str, tensor: Tensor) -> None:
@@ -89,13 +91,15 @@ def request_to_arrays(request: ScoreRequest) -> dict[str, np.ndarray]:
     _put(arrays, "tokens_NLTD", request.tokens.tokens_NLTD)
     if request.rewards_PG is not None:
         _put(arrays, "rewards_PG", request.rewards_PG)
+    if request.reference is not None:
+        _put(arrays, "reference_NLTD", request.reference.tokens_NLTD)
     arrays["header"] = _text(
         {
             "seed": request.seed,
             "micro_batch": request.micro_batch,
             "grid_hw": list(request.tokens.grid_hw),
             "pairs": [[pair.first, pair.second, bool(pair.same_class), pair.number] for pair in request.pairs],
-            "options": [request.options.gradient, request.options.attention],
+            "options": asdict(request.options),
             "answers": request.answers,
         }
     )
@@ -106,22 +110,24 @@ def request_from_arrays(arrays: Mapping[str, np.ndarray]) -> ScoreRequest:
     """The inverse of `request_to_arrays`."""
     header = _value(arrays["header"])
     answers = header["answers"]
+    grid_hw = tuple(header["grid_hw"])
     return ScoreRequest(
         seed=header["seed"],
         micro_batch=header["micro_batch"],
         pairs=tuple(ImagePair(*pair) for pair in header["pairs"]),
-        tokens=VisualTokens(_take(arrays, "tokens_NLTD"), tuple(header["grid_hw"])),
-        options=ScoreOptions(*header["options"]),
+        tokens=VisualTokens(_take(arrays, "tokens_NLTD"), grid_hw),
+        options=ScoreOptions(**header["options"]),
         answers=None if answers is None else tuple(map(tuple, answers)),
         rewards_PG=_take(arrays, "rewards_PG") if "rewards_PG" in arrays else None,
+        reference=VisualTokens(_take(arrays, "reference_NLTD"), grid_hw) if "reference_NLTD" in arrays else None,
     )
 
 
 def result_to_arrays(result: ScoreResult) -> dict[str, np.ndarray]:
     """A result as plain numpy arrays."""
     arrays: dict[str, np.ndarray] = {}
-    for name in _TENSORS:
-        _put(arrays, name, getattr(result, name))
+    for name, tensor in result.tensors().items():
+        _put(arrays, name, tensor)
     arrays["header"] = _text({"texts_PG": result.texts_PG, "counters": dict(result.counters)})
     return arrays
 
@@ -129,5 +135,6 @@ def result_to_arrays(result: ScoreResult) -> dict[str, np.ndarray]:
 def result_from_arrays(arrays: Mapping[str, np.ndarray]) -> ScoreResult:
     """The inverse of `result_to_arrays`."""
     header = _value(arrays["header"])
-    tensors = {name: _take(arrays, name) for name in _TENSORS}
+    names = {name.removesuffix(_BITS) for name in arrays} - {"header"}
+    tensors = {name: _take(arrays, name) for name in names}
     return ScoreResult(texts_PG=tuple(map(tuple, header["texts_PG"])), counters=header["counters"], **tensors)

@@ -7,8 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga_ray.rl.grpo import group_advantages, grpo_loss_sum
+from saga_ray.rl.grpo import answer_weights, group_advantages, policy_loss_sum
 from saga_ray.rl.rewards import verdict_rewards
+
+
+def grpo_loss_sum(log_probs_SR: torch.Tensor, advantages_S: torch.Tensor, mask_SR: torch.Tensor) -> torch.Tensor:
+    return policy_loss_sum(log_probs_SR, answer_weights(advantages_S, mask_SR))
+
 
 rewards_of = st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), min_size=4, max_size=4)
 

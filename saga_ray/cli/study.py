@@ -124,7 +124,7 @@ def study_from_file(
         folder.check_writable()
         of_study = Storage.open(runs).child(study.name)
         with progress() as shown:
-            shown.stage(f"{len(study.rows)} rows on {study.dataset}, {num_jobs} runs side by side")
+            shown.stage(f"{len(study.rows)} rows on {study.dataset}, {num_jobs} at a time")
             with _hands(local, jobs, num_jobs, of_study.uri, keep_runs) as hands:
                 limit_s = None if limit_minutes is None else 60 * limit_minutes
                 plan = run_study(planner, records, hands, shown, blocks=wanted, limit_s=limit_s)
@@ -153,6 +153,7 @@ def _hands(local: bool, jobs: int | None, num_jobs: int, runs_uri: str, keep_run
 
 def _how_far(plan: Plan, records: Records, jobs: int) -> str:
     from saga_ray.study.plan import seconds_left
+    from saga_ray.study.run import about
 
     num_open = len(plan.open(records.get))
     failed = sum(record is not None and record.status == "failed" for record in map(records.get, _names(plan)))
@@ -163,7 +164,7 @@ def _how_far(plan: Plan, records: Records, jobs: int) -> str:
     if num_open + plan.num_waiting == 0:
         return f"{text}: the study is complete."
     return f"{text}; " + (
-        f"about {left / 60:.0f} minutes with {jobs} side by side."
+        f"{about(left)} with {jobs} side by side."
         if left is not None
         else "how long they take is known after the first."
     )

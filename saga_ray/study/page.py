@@ -31,9 +31,9 @@ def write_page(study: Study, planner: Planner, records: Records, command: str) -
     """
     tables = [block_table(study, planner, block, records.get) for block in study.blocks]
     texts = [_block(study, table, command) for table in tables]
-    bars = {table.block.name: block_picture(study, table) for table in tables if _has_bars(table)}
+    scores = {table.block.name: block_picture(study, table) for table in tables if _has_picture(table)}
     others = [*trial_pictures(study, planner, records), *why_pictures(study, planner, records)]
-    for picture in (*bars.values(), *others):
+    for picture in (*scores.values(), *others):
         records.folder.write(f"{picture.name}.png", to_png(picture.figure))
     parts = [
         f"# {study.title or study.name}",
@@ -43,15 +43,15 @@ def write_page(study: Study, planner: Planner, records: Records, command: str) -
     ]
     for table, text in zip(tables, texts, strict=True):
         parts.append(text)
-        if table.block.name in bars:
-            parts.append(_shown(bars[table.block.name]))
+        if table.block.name in scores:
+            parts.append(_shown(scores[table.block.name]))
     parts += _chosen(study, planner, records)
     parts += [f"{picture.words}\n\n{_shown(picture)}" for picture in others]
     records.folder.write(PAGE, ("\n\n".join(parts) + "\n").encode())
     return records.folder.child(PAGE).uri, "\n\n".join(texts)
 
 
-def _has_bars(table: Table) -> bool:
+def _has_picture(table: Table) -> bool:
     return table.block.table == "rows" and any(line.means for line in table.lines)
 
 

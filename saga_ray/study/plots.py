@@ -1,4 +1,4 @@
-"""Pictures of a study: bars with intervals, what the trials scored against their steps, and what training changed."""
+"""Pictures of a study: scores with intervals, what the trials scored against their steps, and what training changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _OF_KIND = {
-    "pretrained": "#d7dadc", "baseline": "#b9bec2", "control": COLORS[5], "method": COLORS[0], "variant": COLORS[2],
+    "pretrained": "#d7dadc", "baseline": "#8d959b", "control": COLORS[5], "method": COLORS[0], "variant": COLORS[2],
     "ceiling": COLORS[4],
 }  # fmt: skip
 
@@ -33,9 +33,9 @@ class Picture:
 
 
 def block_picture(study: Study, table: Table) -> Picture:
-    """The bars of a block."""
+    """The scores of a block."""
     words = "R@1 and MAP@R of every row, with 95 % intervals over classes and seeds."
-    return Picture(f"bars-{table.block.name}", block_bars(study, table), words)
+    return Picture(f"scores-{table.block.name}", block_dots(study, table), words)
 
 
 def trial_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
@@ -125,8 +125,8 @@ def _lines(record: Record) -> list[dict[str, float]]:
     ]
 
 
-def block_bars(study: Study, table: Table) -> Figure:
-    """One bar per row with its 95 % interval, R@1 left and MAP@R right, in the file's order; worlds below each other."""
+def block_dots(study: Study, table: Table) -> Figure:
+    """One dot per row with its 95 % interval, R@1 left and MAP@R right, in the file's order; worlds below each other."""
     lines = [line for line in table.lines if line.means]
     several = len({line.world for line in table.lines}) > 1
     names = [f"{line.row}, {line.world}" if several else line.row for line in lines]
@@ -138,23 +138,26 @@ def block_bars(study: Study, table: Table) -> Figure:
             axes = figure.add_subplot(1, 2, column + 1)
             means = np.array([100 * line.means[score] for line in lines])
             ends = [[100 * end for end in line.intervals[score]] for line in lines]
-            axes.barh(places, means, height=0.66, color=colors)
-            for place, mean, (low, high) in zip(places, means, ends, strict=True):
-                axes.plot([low, high], [place, place], color=INK, lw=1.3, solid_capstyle="butt")
+            for place, mean, (low, high), color in zip(places, means, ends, colors, strict=True):
+                axes.plot([low, high], [place, place], color=color, lw=3, solid_capstyle="butt")
+                axes.plot([mean], [place], "o", color=color, markeredgecolor=INK, ms=7)
                 text_at = (max(high, mean), place)
                 axes.annotate(f"{mean:.1f}", text_at, (5, 0), textcoords="offset points", va="center", fontsize=8.5)
+            axes.set_ylim(-0.6, len(lines) - 0.4)
             axes.set_yticks(places, names if column == 0 else [""] * len(lines), color=INK)
             least = min((low for low, _ in ends), default=0.0)
             highest = max((high for _, high in ends), default=100.0)
-            # From the worst upwards: differences of a few points are the subject.
+            # Dots, and an axis from the worst upwards: differences of a few points are the subject.
             axes.set_xlim(max(0.0, least - 0.15 * (highest - least) - 2), highest + 0.18 * (highest - least) + 2)
-            axes.set_xlabel(f"{score_title(score)} in percent, {table.block.split} classes (axis does not begin at 0)")
+            axes.set_xlabel(f"{score_title(score)} in percent, {table.block.split} classes")
             axes.grid(visible=False, axis="y")
         return figure
 
 
 def trial_curves(curves: Mapping[str, Sequence[tuple[int, float]]], metric: str) -> Figure:
     """Validation scores of trials against their steps: a dot per trial, a line through the best at each number of steps."""
+    from matplotlib.ticker import MaxNLocator
+
     with _styled():
         figure = _figure(10.5, 4.6)
         axes = figure.add_subplot()
@@ -165,6 +168,7 @@ def trial_curves(curves: Mapping[str, Sequence[tuple[int, float]]], metric: str)
                 best[steps] = max(best.get(steps, 0.0), 100 * score)
             axes.plot([s for s, _ in points], [100 * score for _, score in points], ".", color=color, ms=5, alpha=0.5)
             axes.plot(sorted(best), [best[steps] for steps in sorted(best)], dash, color=color, lw=1.5, label=row)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("steps of the trial")
         axes.set_ylabel(f"{score_title(metric)} on validation classes, percent")
         figure.legend(loc="outside right upper", frameon=False, fontsize=8)

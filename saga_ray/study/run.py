@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import multiprocessing
 import os
 import time
@@ -14,8 +13,6 @@ from typing import Protocol
 
 from saga_ray.study.plan import Plan, Planner, Task, is_done, seconds_left
 from saga_ray.study.record import Record, Records
-
-logger = logging.getLogger(__name__)
 
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -87,10 +84,15 @@ def _line(task: Task, record: Record, plan: Plan, records: Records, jobs: int) -
     became = f"{record.status} ({record.cause})"
     if record.status == "finished":
         became = f"R@1 {100 * record.scores['recall@1']:.1f}, {record.wall_s:.0f} s"
-    if record.status == "failed":
-        logger.warning("%s failed: %s", task.title, record.cause)
-    about = "" if left is None else f", about {left / 60:.0f} min left"
-    return f"{done} of {len(plan.tasks) + plan.num_waiting} done{about}; {task.title}: {became}"
+    left_words = "" if left is None else f", {about(left)} left"
+    return f"{done} of {len(plan.tasks) + plan.num_waiting} done{left_words}; {task.title}: {became}"
+
+
+def about(seconds: float) -> str:
+    """A time as a person would say it."""
+    if seconds < 120:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 7200 else f"about {seconds / 3600:.1f} hours"
 
 
 class HereHands:

@@ -113,7 +113,7 @@ def test_what_fails_stops_nothing_else_and_is_tried_again_next_time(tmp_path: Pa
     broken.clear()
     plan = run_study(planner, records, hands, lines)
     assert plan.num_waiting == 0 and plan.open(records.get) == []
-    assert lines.lines[-1].startswith("22 of 22 done, about 0 min left; ")
+    assert lines.lines[-1].startswith("22 of 22 done, about 0 s left; ")
 
 
 def test_rows_may_have_other_seeds_than_their_block(tmp_path: Path) -> None:

@@ -101,13 +101,13 @@ def test_the_page_shows_tables_choices_and_what_is_open(tmp_path: Path) -> None:
     run_study(planner, records, FakeHands(1, by_row), Lines(), blocks=["main"])
     where, tables = write_page(study, planner, records, "saga-ray study mine.yaml")
     page = Path(where).read_text(encoding="utf-8")
-    assert tables in page.replace("\n\n![bars-main](bars-main.png)", "")
+    assert tables in page.replace("\n\n![scores-main](scores-main.png)", "")
     assert page.count("\n| saga | method | 2 | 6") == 1
     assert "| saga | pf (best baseline) | +6.0 [" in page
     assert "`saga-ray study mine.yaml --block main`" in page
     assert "- later: 5 of 8 runs" in page  # pf has its trials already
     assert "| saga | as the file says it | 73.5 | 73.5 | 73.5 73.5 73.5 |" in page
-    for picture in ("bars-main", "trials-home-paper"):
+    for picture in ("scores-main", "trials-home-paper"):
         assert f"({picture}.png)" in page and (Path(where).parent / f"{picture}.png").stat().st_size > 5000
     assert len(page) < 6000
 

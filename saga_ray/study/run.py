@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -182,6 +183,14 @@ def _prepare_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_the_driver, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_the_driver(driver: int) -> None:
+    """A driver that was killed cannot end its processes; whatever they still do would be written down by nobody."""
+    while os.getppid() == driver:
+        time.sleep(2)
+    os._exit(1)
 
 
 @contextlib.contextmanager

@@ -281,6 +281,8 @@ class EvaluationConfig(Config):
     """Recall@k, as hit rate."""
     batch_size: int = Field(128, ge=1)
     """Images embedded at once."""
+    watch_steps: int = Field(0, ge=0)
+    """Every so many steps the MLLM is asked about some pairs of validation classes, for the log; 0 never asks."""
     kmeans_restarts: int = Field(4, ge=1)
     """Starts of the k-means behind NMI."""
 
@@ -318,9 +320,10 @@ class RunConfig(Config):
 
     @property
     def samples_answers(self) -> bool:
-        """True if any loss needs answers of the MLLM about the plan's pairs."""
+        """True if any loss needs the MLLM's own answers about the plan's pairs."""
         weights = self.loss.weights
-        return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl) > 0
+        tallied = weights.consensus if self.consensus.source == "mllm" else 0.0
+        return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl, tallied) > 0
 
     @property
     def needs_reference(self) -> bool:

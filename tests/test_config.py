@@ -157,7 +157,10 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         ({"encoder.pooler": "men"}, "encoder.pooler: 'men' is not accepted"),
         ({"encoder.pooler": "mean"}, "loss.weights.alignment: 1.0 needs encoder.pooler=attention"),
         ({"data.num_classes": [1, "x", 3]}, "data.num_classes.1: 'x' is not accepted"),
-        ({"loss.weights.consensus": 1, "prompt.variant": "generic"}, "loss.weights.consensus: 1.0 needs prompt.variant=structured"),
+        (
+            {"loss.weights.consensus": 1, "prompt.variant": "generic"},
+            "loss.weights.consensus: 1.0 needs prompt.variant=structured",
+        ),
         ({"data.pairs_per_batch": 6}, "data.pairs_per_batch: 6 is not a multiple of data.num_shards (4)"),
         ({"optim.lr_tower": float("nan")}, "optim.lr_tower: nan is not accepted"),
     ],

@@ -92,7 +92,7 @@ class Differentiator:
         quiet = ScoreOptions(gradient=False, attention=False)
         return self._score(replace(judged, signal=signal), pairs, quiet).log_probs_SR
 
-    def reference(self, judged: Judged, reference: Prefix, gradient: bool) -> Reference:
+    def reference(self, judged: Judged, reference: Prefix) -> Reference:
         """The KL between the policy and the one with `reference` as its prefix, on the answers as they were written.
 
         k2: sum over tokens of (log pi - log pi_ref)^2 / 2. Its gradient, (log pi - log pi_ref) grad log pi, is an
@@ -107,15 +107,12 @@ class Differentiator:
         theirs = whole.log_probs(replace(written, prefix=reference), plain)
         apart_SR = ours - theirs
         signal = replace(plain, weights_SR=-apart_SR)
-        grads = torch.zeros_like(judged.tokens_P2LTD, requires_grad=False)
-        if gradient:
-            options = ScoreOptions(gradient=True, attention=False)
-            own = replace(whole, path=self.path)
-            scored = own._score(replace(written, signal=signal), list(range(num_pairs)), options)
-            assert scored.token_grads_P2LTD is not None
-            grads = scored.token_grads_P2LTD
+        options = ScoreOptions(gradient=True, attention=False)
+        own = replace(whole, path=self.path)
+        scored = own._score(replace(written, signal=signal), list(range(num_pairs)), options)
+        assert scored.token_grads_P2LTD is not None
         kl_P = apart_SR.square().sum(dim=1).view(num_pairs, -1).sum(dim=1) / 2
-        return Reference(kl_P, grads)
+        return Reference(kl_P, scored.token_grads_P2LTD)
 
     def _score(self, judged: Judged, pairs: list[int], options: ScoreOptions, keep_graph: bool = False) -> Scored:
         signal = judged.signal

@@ -118,8 +118,9 @@ class ScoringEngine:
     ) -> _Chunk:
         pairs, options = request.pairs[chosen], request.options
         index_P2 = torch.tensor([[pair.first, pair.second] for pair in pairs], device=tokens_NLTD.device)
-        tokens_P2LTD = tokens_NLTD[index_P2].requires_grad_(options.gradient)
-        with self._timed(seconds, "prefill"), torch.set_grad_enabled(options.gradient and self.path == "shared"):
+        wants_graph = options.gradient or reference_NLTD is not None
+        tokens_P2LTD = tokens_NLTD[index_P2].requires_grad_(wants_graph)
+        with self._timed(seconds, "prefill"), torch.set_grad_enabled(wants_graph and self.path == "shared"):
             prefix = self.mllm.prefill(tokens_P2LTD, layout, constant)
         with self._timed(seconds, "sample"):
             completions = self._completions(request, chosen, layout, prefix)
@@ -141,7 +142,7 @@ class ScoringEngine:
             if reference_NLTD is not None:
                 with torch.no_grad():
                     initial = self.mllm.prefill(reference_NLTD[index_P2], layout, constant)
-                reference = self._differentiate.reference(judged, initial, options.gradient)
+                reference = self._differentiate.reference(judged, initial)
         return _Chunk(completions, texts, answers, signal, found, reference, taught_P)
 
     def _expected(self, judged: Judged, pairs: Sequence[ImagePair], answers: list[Answer]) -> Signal:

@@ -94,6 +94,8 @@ def completion_rows(step: int, report: StepReport, table: ImageTable) -> list[di
     rows = []
     for place, scored in enumerate(report.scored):
         result = scored.result
+        if result is None:
+            continue
         for number, pair in enumerate(scored.batch.pairs):
             first, second = (int(scored.batch.rows_N[position]) for position in (pair.first, pair.second))
             rows.append(

@@ -18,6 +18,7 @@ from saga_ray.config import RunConfig
 from saga_ray.data.plan import PairPlanner
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saga_ray.train.consensus import Consensus
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import class_centroids, embed_table
 from saga_ray.train.errors import check_finite
@@ -153,16 +154,20 @@ class Trainer:
         self._freeze_unreached(encoder, metric_loss)
         if metric_loss is not None:
             metric_loss = metric_loss.to(context.device, encoder.tower.dtype)
-        self.model = Model(encoder, metric_loss)
+        self.model = Model(encoder, metric_loss, self._reference())
         if not self.model.trainable():
             raise ValueError(
                 f"loss.metric: {config.loss.metric} with loss.weights.metric={config.loss.weights.metric:g}, "
-                f"loss.weights.grpo={config.loss.weights.grpo:g}, loss.weights.alignment={config.loss.weights.alignment:g} "
+                f"loss.weights.grpo={config.loss.weights.grpo:g}, loss.weights.alignment={config.loss.weights.alignment:g}, "
+                f"loss.weights.reference_kl={config.loss.weights.reference_kl:g}, loss.weights.consensus={config.loss.weights.consensus:g}, "
+                f"loss.weights.anchor={config.loss.weights.anchor:g} "
                 f"and encoder.trainable={config.encoder.trainable} leaves nothing to learn; choose a loss, or optim.steps=0"
             )
         self.snapshot_CE = self._mining_snapshot(encoder, checkpoint)
         self.planner = PairPlanner(dataset.train.labels_N, config.data, config.seed, self.snapshot_CE)
         self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
+        self.consensus = self._consensus(checkpoint)
+        self.watch = self._watch()
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -189,7 +194,7 @@ class Trainer:
     def _one_step(self, stream: Iterator[MicroBatch], log: RunLog | None) -> None:
         began = time.perf_counter()
         config, number = self.config, self.step + 1
-        report = accumulate_gradients(self.model, stream, self.scorer, config, self.context, number)
+        report = accumulate_gradients(self.model, stream, self.scorer, config, self.context, number, self.consensus)
         updating = time.perf_counter()
         metrics = report.metrics
         parameters = [parameter for _, parameter in self.model.trainable()]
@@ -201,6 +206,8 @@ class Trainer:
         self.optimizer.step()
         self.step = number
         self.position += report.num_micro_batches
+        if self.consensus is not None:
+            self.consensus.end_step(number)
         metrics["seconds/update"] = time.perf_counter() - updating
         seconds = time.perf_counter() - began
         self.seconds += seconds
@@ -212,6 +219,8 @@ class Trainer:
             "trainer/process": process_name(),
         }
         metrics.setdefault("scorer/process", "")
+        if self.watch is not None and (number % config.evaluation.watch_steps == 0 or number == self.num_steps):
+            metrics |= self.watch(self.model.encoder)
         if log is not None:
             log.step(metrics)
             log.completions(number, report, self.dataset.train)
@@ -230,7 +239,9 @@ class Trainer:
             tensors["metric_loss"] = dict(self.model.metric_loss.state_dict())
         if self.snapshot_CE is not None:
             tensors["snapshot"] = {"class_centroids": torch.from_numpy(self.snapshot_CE)}
-        state = {"position": self.position, "seconds": self.seconds}
+        state: dict[str, Any] = {"position": self.position, "seconds": self.seconds}
+        if self.consensus is not None:
+            state["consensus"] = self.consensus.state()
         save_checkpoint(self.run.storage, Checkpoint(self.step, tensors, state), self.config.checkpoint.keep)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
@@ -238,6 +249,37 @@ class Trainer:
         if "metric_loss" in checkpoint.tensors and self.model.metric_loss is not None:
             self.model.metric_loss.load_state_dict(dict(checkpoint.tensors["metric_loss"]))
         _restore_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+
+    def _reference(self) -> Encoder | None:
+        """The initial encoder once more, if a loss compares with it."""
+        if not self.config.needs_reference:
+            return None
+        return build_encoder(self.config).to(self.context.device).requires_grad_(False)
+
+    def _consensus(self, checkpoint: Checkpoint | None) -> Consensus | None:
+        """What is taught of the classes; before the first step some pictures of every class are read."""
+        if self.config.loss.weights.consensus == 0:
+            return None
+        from saga_ray.scorer.local import run_prompt
+
+        assert self.scorer is not None
+        consensus = Consensus(self.config, self.dataset, run_prompt(self.config), self.scorer, self.context)
+        if checkpoint is not None:
+            consensus.restore(checkpoint.state["consensus"])
+        else:
+            self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
+            consensus.begin(self.model.encoder)
+        return consensus
+
+    def _watch(self) -> Callable[[Encoder], dict[str, float]] | None:
+        """From the encoder to what the MLLM says of validation classes through it; on rank 0, if it is asked for."""
+        if self.config.evaluation.watch_steps == 0 or self.scorer is None or self.context.rank:
+            return None
+        from saga_ray.scorer.local import run_prompt
+        from saga_ray.train.naming import validation_metrics, validation_questions
+
+        questions, prompt = validation_questions(self.config, self.dataset), run_prompt(self.config)
+        return lambda encoder: validation_metrics(encoder, self.scorer, questions, prompt)
 
     def _mining_snapshot(self, encoder: Encoder, checkpoint: Checkpoint | None) -> np.ndarray | None:
         """Class centroids in the initial encoder, for the plan's hard shards; from the checkpoint if there is one."""

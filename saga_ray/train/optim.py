@@ -46,7 +46,7 @@ def freeze_unreached(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossW
     goals = []
     if has_metric:
         goals.append(encoded.embedding_NE.sum())
-    if weights.grpo > 0:
+    if max(weights.grpo, weights.reference_kl, weights.consensus, weights.anchor) > 0:
         goals.append(tokens_NLTD.sum())
     if weights.alignment > 0:
         goals.append(encoder.pooler.log_weights(tokens_NLTD[:, 0].detach()).sum())

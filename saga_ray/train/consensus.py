@@ -1,0 +1,252 @@
+"""Class consensus: what the frozen MLLM agrees on about a class is taught back through it, as cross-entropy on its own words.
+
+A verdict's reward can be earned with a private code: describe a class alike every time, rightly or not. What the MLLM writes
+of many pictures of a class, relative to what it writes of all classes, says which of its words belong to the class, and
+needs nothing but labels and the MLLM.
+
+    tally        how often each value was written of each class's training pictures, per attribute
+    consensus    share within the class / sqrt(mean share over classes), to the power `consensus.sharpness`, renormalised
+    lesson       an answer that describes two pictures with words drawn from their classes' consensus, scored like any other
+
+The tally grows with the answers that a run samples in any case, and replaces the taught one every `consensus.refresh_steps`
+steps: nothing waits for it. Only before the first step are some pictures of every class read for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from saga_ray.config import RunConfig
+from saga_ray.data.keyed import keyed_uniforms
+from saga_ray.encoder.encoder import Encoder
+from saga_ray.mllm.answers import parse_answer, written_answer
+from saga_ray.mllm.prompt import Prompt
+from saga_ray.train.context import RunContext
+from saga_ray.types import Dataset, ImagePair, MicroBatch, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
+
+FIRST_READINGS = 6
+"""Pictures of every class that are read before the first step."""
+_PAIRS_PER_REQUEST = 32
+_FIRST_MICRO_BATCH = 2**40
+"""Keys of the first readings' answers begin here, beyond any micro-batch of a run."""
+
+Shares = dict[str, dict[str, float]]
+"""Attribute to value to count or share."""
+Tally = dict[int, Shares]
+"""Class number to what was written of its pictures."""
+
+
+def add_description(tally: Tally, label: int, description: Mapping[str, str]) -> None:
+    """Count one description of a picture of class `label`, in place."""
+    of_class = tally.setdefault(label, {})
+    for attribute, value in description.items():
+        counts = of_class.setdefault(attribute, {})
+        counts[value] = counts.get(value, 0.0) + 1.0
+
+
+def consensus(tally: Tally, sharpness: float) -> Tally:
+    """For every class and attribute the shares of the values that are taught.
+
+    q_c(v) = (p_c(v) / sqrt(mean_c p_c(v)))^sharpness, renormalised: a word that the MLLM writes of everything says little
+    about a class.
+
+    Args:
+        tally: counts.
+
+    Example: class 0 was called red 3 times of 4 and class 1 always: with sharpness 2, red and blue of class 0 stand
+        0.75^2 / 0.875 to 0.25^2 / 0.125, so it is red with share 9 / 16.
+    """
+    within = {
+        label: {
+            attribute: {value: count / sum(counts.values()) for value, count in counts.items()}
+            for attribute, counts in of_class.items()
+        }
+        for label, of_class in sorted(tally.items())
+    }
+    everywhere: Shares = {}
+    heard: dict[str, int] = {}
+    for of_class in within.values():
+        for attribute, shares in of_class.items():
+            heard[attribute] = heard.get(attribute, 0) + 1
+            total = everywhere.setdefault(attribute, {})
+            for value, share in shares.items():
+                total[value] = total.get(value, 0.0) + share
+
+    def sharpened(attribute: str, shares: Mapping[str, float]) -> dict[str, float]:
+        raised = {
+            value: (share / (everywhere[attribute][value] / heard[attribute]) ** 0.5) ** sharpness
+            for value, share in shares.items()
+        }
+        return {value: number / sum(raised.values()) for value, number in sorted(raised.items())}
+
+    return {
+        label: {attribute: sharpened(attribute, shares) for attribute, shares in of_class.items()}
+        for label, of_class in within.items()
+    }
+
+
+def true_shares(dataset: Dataset) -> Tally:
+    """The true words of every training class, all of share 1: what the ceiling of a world is taught."""
+    table = dataset.train
+    assert table.truth_NA is not None
+    first_row = {int(label): row for row, label in reversed(list(enumerate(table.labels_N)))}
+    return {
+        label: {
+            attribute: {values[int(table.truth_NA[row, column])]: 1.0}
+            for column, (attribute, values) in enumerate(
+                zip(dataset.attribute_names, dataset.attribute_values, strict=True)
+            )
+        }
+        for label, row in sorted(first_row.items())
+    }
+
+
+def drawn_words(shares: Shares, attributes: Iterable[str], uniforms: Iterable[float]) -> dict[str, str]:
+    """One value of each attribute, by inverse CDF over its sorted values."""
+    words = {}
+    for attribute, uniform in zip(attributes, uniforms, strict=True):
+        values = sorted(shares[attribute])
+        edges = np.cumsum([shares[attribute][value] for value in values])
+        words[attribute] = values[min(int(np.searchsorted(edges, uniform * edges[-1], side="right")), len(values) - 1)]
+    return words
+
+
+def lesson_pairs(num_images: int, num_shards: int) -> list[tuple[int, int]]:
+    """Every image once, each with another half of its shard, so that mostly two classes are described.
+
+    Pairs stay within a shard, as the plan's do: how shards are shared among ranks changes nothing.
+    """
+    per_shard = num_images // num_shards
+    half = per_shard // 2
+    return [(start + i, start + half + i) for start in range(0, num_shards * per_shard, per_shard) for i in range(half)]
+
+
+class Consensus:
+    """What is taught now, and the tally that will replace it; the same on every rank."""
+
+    def __init__(
+        self, config: RunConfig, dataset: Dataset, prompt: Prompt, scorer: Scorer, context: RunContext
+    ) -> None:
+        self._config, self._dataset, self._prompt, self._scorer, self._context = (
+            config,
+            dataset,
+            prompt,
+            scorer,
+            context,
+        )
+        self.shares: Tally = {}
+        self.tally: Tally = {}
+
+    @property
+    def is_truth(self) -> bool:
+        """True for the ceiling, whose words never change."""
+        return self._config.consensus.source == "truth"
+
+    def begin(self, encoder: Encoder) -> None:
+        """Before the first step: read some pictures of every class through the initial encoder."""
+        if self.is_truth:
+            self.shares = true_shares(self._dataset)
+            return
+        self._read_some(encoder)
+        self._refresh()
+
+    def request(self, batch: MicroBatch, tokens: VisualTokens) -> ScoreRequest | None:
+        """The lesson of a micro-batch: one answer per pair of its images whose classes have a consensus."""
+        attributes = list(self._prompt.attributes)
+        shards_here = self._config.data.num_shards // self._context.world_size
+        taught, answers = [], []
+        for first, second in lesson_pairs(len(batch.labels_N), shards_here):
+            labels = int(batch.labels_N[first]), int(batch.labels_N[second])
+            if any(set(attributes) - set(self.shares.get(label, {})) for label in labels):
+                continue
+            rows = batch.rows_N[[first, second]]
+            uniforms_2A = keyed_uniforms((21, self._config.seed, batch.index), rows, len(attributes))
+            words = [
+                drawn_words(self.shares[label], attributes, uniforms)
+                for label, uniforms in zip(labels, uniforms_2A, strict=True)
+            ]
+            same = labels[0] == labels[1]
+            apart = [name for name in attributes if words[0][name] != words[1][name]]
+            taught.append(ImagePair(first, second, same, len(taught)))
+            answers.append((written_answer(self._prompt.item, *words, apart, self._prompt.verdict_key, same),))
+        if not taught:
+            return None
+        options = ScoreOptions(attention=False, lesson=True)
+        return ScoreRequest(self._config.seed, batch.index, tuple(taught), tokens, options, answers=tuple(answers))
+
+    def hear(self, batch: MicroBatch, result: ScoreResult) -> None:
+        """Tally the answers about a micro-batch, over all ranks."""
+        if not self.is_truth:
+            labels = [(int(batch.labels_N[p.first]), int(batch.labels_N[p.second])) for p in batch.pairs]
+            self._add(self._described(labels, result))
+
+    def end_step(self, step: int) -> None:
+        """Now and then, let what was heard replace what is taught; classes of which nothing was heard keep theirs."""
+        if not self.is_truth and step % self._config.consensus.refresh_steps == 0:
+            self._refresh()
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        return {"shares": self.shares, "tally": self.tally}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """From a checkpoint, whose keys are strings."""
+        self.shares, self.tally = (
+            {int(label): of_class for label, of_class in state[name].items()} for name in ("shares", "tally")
+        )
+
+    def named(self) -> dict[str, Shares]:
+        """What is taught now, by class name."""
+        return {self._dataset.train.class_names[label]: of_class for label, of_class in self.shares.items()}
+
+    def _refresh(self) -> None:
+        self.shares = self.shares | consensus(self.tally, self._config.consensus.sharpness)
+        self.tally = {}
+
+    def _described(self, labels: list[tuple[int, int]], result: ScoreResult) -> list[tuple[int, dict[str, str]]]:
+        found = []
+        for pair, texts in zip(labels, result.texts_PG, strict=True):
+            for text in texts:
+                said = parse_answer(text, self._prompt.verdict_key).descriptions(text)
+                found += [(label, description) for label, description in zip(pair, said, strict=True) if description]
+        return found
+
+    def _add(self, mine: list[tuple[int, dict[str, str]]]) -> None:
+        known = set(self._prompt.attributes)
+        for rank in self._context.gather(mine):
+            for label, description in rank:
+                add_description(self.tally, label, {k: v for k, v in description.items() if k in known})
+
+    @torch.no_grad()
+    def _read_some(self, encoder: Encoder) -> None:
+        """Pairs of pictures of neighbouring classes in a fixed order; requests are shared among ranks."""
+        table, size = self._dataset.train, self._config.data.image_size
+        order = np.random.default_rng([self._config.seed, 22]).permutation(len(table))
+        order = order[np.argsort(table.labels_N[order], kind="stable")]
+        starts = np.searchsorted(table.labels_N[order], np.arange(len(table.class_names)))
+        counts = np.bincount(table.labels_N, minlength=len(table.class_names))
+        rows = [
+            order[start + turn]
+            for turn in range(FIRST_READINGS)
+            for start, n in zip(starts, counts, strict=True)
+            if turn < n
+        ]
+        pairs = [(rows[i], rows[i + 1]) for i in range(0, len(rows) - 1, 2)]
+        found: list[tuple[int, dict[str, str]]] = []
+        for number, begin in enumerate(range(0, len(pairs), _PAIRS_PER_REQUEST)):
+            if number % self._context.world_size != self._context.rank:
+                continue
+            part = pairs[begin : begin + _PAIRS_PER_REQUEST]
+            images_NHWC = np.array(table.source.load([int(row) for pair in part for row in pair], size))
+            tokens = encoder.encode_tokens(torch.from_numpy(images_NHWC).to(self._context.device))
+            asked = tuple(ImagePair(2 * i, 2 * i + 1, False, i) for i in range(len(part)))
+            options = ScoreOptions(gradient=False, attention=False)
+            key = _FIRST_MICRO_BATCH + number
+            result = self._scorer.score(ScoreRequest(self._config.seed, key, asked, tokens, options))
+            labels = [(int(table.labels_N[a]), int(table.labels_N[b])) for a, b in part]
+            found += self._described(labels, result)
+        self._add(found)

@@ -62,7 +62,7 @@ def consensus(tally: Tally, sharpness: float) -> Tally:
     """
     within = {
         label: {
-            attribute: {value: count / sum(counts.values()) for value, count in counts.items()}
+            attribute: {value: count / sum(counts.values()) for value, count in sorted(counts.items())}
             for attribute, counts in of_class.items()
         }
         for label, of_class in sorted(tally.items())
@@ -73,7 +73,7 @@ def consensus(tally: Tally, sharpness: float) -> Tally:
         for attribute, shares in of_class.items():
             heard[attribute] = heard.get(attribute, 0) + 1
             total = everywhere.setdefault(attribute, {})
-            for value, share in shares.items():
+            for value, share in shares.items():  # in the order of classes and values: sums are the same on every rank
                 total[value] = total.get(value, 0.0) + share
 
     def sharpened(attribute: str, shares: Mapping[str, float]) -> dict[str, float]:
@@ -81,7 +81,7 @@ def consensus(tally: Tally, sharpness: float) -> Tally:
             value: (share / (everywhere[attribute][value] / heard[attribute]) ** 0.5) ** sharpness
             for value, share in shares.items()
         }
-        return {value: number / sum(raised.values()) for value, number in sorted(raised.items())}
+        return {value: number / sum(raised.values()) for value, number in raised.items()}
 
     return {
         label: {attribute: sharpened(attribute, shares) for attribute, shares in of_class.items()}

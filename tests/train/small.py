@@ -42,7 +42,8 @@ def small_model(config: RunConfig, dataset: Dataset) -> Model:
     """Encoder and metric loss as a run starts with."""
     encoder = build_encoder(config)
     metric_loss = build_metric_loss(config.loss, len(dataset.train.class_names), encoder.tower.width, config.seed)
-    return Model(encoder, None if metric_loss is None else metric_loss.to(encoder.tower.dtype))
+    reference = build_encoder(config).requires_grad_(False) if config.needs_reference else None
+    return Model(encoder, None if metric_loss is None else metric_loss.to(encoder.tower.dtype), reference)
 
 
 def stream(

@@ -19,8 +19,8 @@ from saga_ray.mllm.demo.training import StagePlan, load_learner, read_about, run
 
 PLANS = {
     "tower": StagePlan("tower", num_steps=1800, lr=2.5e-3),
-    "practice": StagePlan("practice", num_steps=500, lr=2e-3),
-    "pairs": StagePlan("pairs", num_steps=1200, lr=1e-3),
+    "practice": StagePlan("practice", num_steps=400, lr=2e-3),
+    "pairs": StagePlan("pairs", num_steps=800, lr=1e-3),
 }
 BATCH = {"tower": 128, "practice": 64, "pairs": 48}
 """Pictures, then pairs, of a step."""

@@ -1,0 +1,208 @@
+"""Signals beside GRPO: expected reward, lessons, and the KL from a reference encoder."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from saga_ray.rl.grpo import expected_weights, policy_loss_sum
+from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.scorer.local import build_engine
+from saga_ray.scorer.wire import request_from_arrays, request_to_arrays, result_from_arrays, result_to_arrays
+from saga_ray.types import ScoreOptions, ScoreRequest, VisualTokens
+from tests.helpers.scoring import relative, small_request, small_run_config
+from tests.helpers.small_mllm import small_answer
+
+TAUGHT = (small_answer("hooked", "plain", "straight", "barred", "no"),)
+
+
+def request_of(kind: str, num_pairs: int = 4) -> ScoreRequest:
+    """A request that asks for one of the signals."""
+    if kind == "lesson":
+        options = ScoreOptions(attention=False, lesson=True)
+        return small_request(num_pairs, options=options, answers=(TAUGHT,) * num_pairs)
+    request = small_request(num_pairs)
+    if kind == "reference":
+        generator = torch.Generator().manual_seed(9)
+        moved = request.tokens.tokens_NLTD + 0.3 * torch.randn(
+            request.tokens.tokens_NLTD.shape, generator=generator, dtype=torch.float64
+        )
+        return replace(request, reference=VisualTokens(moved, request.tokens.grid_hw))
+    return request
+
+
+@pytest.fixture(scope="module")
+def engines(folder: Path) -> dict[str, ScoringEngine]:
+    plain = build_engine(small_run_config(folder, mllm__dtype="float64"))
+    config = small_run_config(folder, mllm__dtype="float64", grpo__reward="expected")
+    return {
+        "reference": plain,
+        "lesson": plain,
+        "expected": ScoringEngine(plain.mllm, plain.prompt, config),
+    }
+
+
+@pytest.mark.parametrize("kind", ["expected", "lesson", "reference"])
+def test_every_signal_equals_its_naive_twin_in_float64(engines: dict[str, ScoringEngine], kind: str) -> None:
+    engine, request = engines[kind], request_of(kind)
+    twin = ScoringEngine(engine.mllm, engine.prompt, engine.config, path="naive")
+    name = "reference_grads_P2LTD" if kind == "reference" else "token_grads_P2LTD"
+    ours, theirs = (getattr(each.score(request), name) for each in (engine, twin))
+    assert (ours.flatten(2).abs().amax(dim=2) > 0).all(), "both pictures of every pair get a gradient"
+    assert relative(ours, theirs) < 1e-10
+
+
+@pytest.mark.parametrize("kind", ["expected", "lesson", "reference"])
+def test_a_pairs_signal_does_not_depend_on_what_shares_its_request(
+    engines: dict[str, ScoringEngine], kind: str
+) -> None:
+    request, rows = request_of(kind), [2, 0]
+    alone = replace(
+        request,
+        pairs=tuple(request.pairs[row] for row in rows),
+        answers=None if request.answers is None else tuple(request.answers[row] for row in rows),
+    )
+    together, apart = engines[kind].score(request).tensors(), engines[kind].score(alone).tensors()
+    for name, part in apart.items():
+        if name != "token_ids_PGR":
+            assert torch.allclose(together[name][rows].double(), part.double(), rtol=1e-9, atol=1e-12), name
+
+
+@pytest.mark.parametrize("kind", ["expected", "lesson", "reference"])
+def test_every_signal_survives_the_wire(engines: dict[str, ScoringEngine], kind: str) -> None:
+    request = request_of(kind, 2)
+    again = request_from_arrays(request_to_arrays(request))
+    assert again.options == request.options and again.answers == request.answers
+    assert (again.reference is None) == (request.reference is None)
+    result = engines[kind].score(again)
+    back = result_from_arrays(result_to_arrays(result)).tensors()
+    assert back.keys() == result.tensors().keys()
+    assert all(torch.equal(back[name], tensor) for name, tensor in result.tensors().items())
+
+
+def test_a_lesson_weighs_the_words_about_the_birds_and_nothing_else(engines: dict[str, ScoringEngine]) -> None:
+    """Its loss is minus log of the words' probability: moved words change it, verdict and form do not."""
+    result = engines["lesson"].score(request_of("lesson"))
+    # hooked, plain, barred are one token each, straight is two.
+    assert result.num_taught_P.tolist() == [5] * 4
+    assert (result.loss_P > 0).all() and result.contributes_P.all()
+    # All other tokens of the answer are in its log-probability, but not in the loss.
+    assert (-result.log_probs_PG.sum(dim=1) > result.loss_P).all()
+
+
+def test_a_lesson_without_answers_is_refused_in_a_sentence(engines: dict[str, ScoringEngine]) -> None:
+    with pytest.raises(ValueError, match="answers: missing; a lesson needs the answers"):
+        engines["lesson"].score(small_request(2, options=ScoreOptions(lesson=True)))
+
+
+def test_a_lesson_is_the_derivative_of_its_loss(engines: dict[str, ScoringEngine]) -> None:
+    request = request_of("lesson", 1)
+    result = engines["lesson"].score(request)
+    grad, pair = result.token_grads_P2LTD[0], request.pairs[0]
+    direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def loss(step: float) -> float:
+        tokens = request.tokens.tokens_NLTD.clone()
+        tokens[pair.first] += step * direction[0]
+        tokens[pair.second] += step * direction[1]
+        moved = replace(request, tokens=replace(request.tokens, tokens_NLTD=tokens))
+        return float(engines["lesson"].score(moved).loss_P[0])
+
+    assert (loss(1e-5) - loss(-1e-5)) / 2e-5 == pytest.approx(float((grad * direction).sum()), rel=1e-7)
+
+
+def test_a_reference_that_is_the_policy_itself_pulls_nowhere(engines: dict[str, ScoringEngine]) -> None:
+    request = small_request(3)
+    result = engines["reference"].score(replace(request, reference=request.tokens))
+    assert result.reference_kl_P is not None and result.reference_grads_P2LTD is not None
+    assert float(result.reference_kl_P.abs().max()) < 1e-18
+    assert float(result.reference_grads_P2LTD.abs().max()) < 1e-8
+    assert engines["reference"].score(request).reference_kl_P is None
+
+
+def test_the_reference_leaves_answers_rewards_and_the_grpo_gradient_as_they_are(
+    engines: dict[str, ScoringEngine],
+) -> None:
+    with_one, without = (
+        engines["reference"].score(request_of("reference")),
+        engines["reference"].score(small_request(4)),
+    )
+    assert with_one.texts_PG == without.texts_PG
+    assert torch.allclose(with_one.token_grads_P2LTD, without.token_grads_P2LTD, rtol=1e-10, atol=1e-14)
+
+
+def test_expected_rewards_are_the_probabilities_of_the_right_verdict(engines: dict[str, ScoringEngine]) -> None:
+    """Against the answers' own log-probabilities: with the right verdict written, against with the wrong one."""
+    written = small_answer("hooked", "plain", "hooked", "barred", "yes")
+    other = written.replace('"yes"', '"no"')
+    request = replace(small_request(2), answers=((written, other),) * 2)
+    found = engines["expected"].score(request)
+    assert found.rewards_PG[:, 0] == pytest.approx(found.rewards_PG[:, 1].tolist(), rel=1e-9)
+    assert ((found.rewards_PG > 0) & (found.rewards_PG < 1)).all()
+    # Both verdicts are equally likely to be followed by nothing but the end, so their odds are the answers' odds.
+    assert found.contributes_P.all(), "equal expected rewards still carry the verdict's own gradient"
+    assert found.token_grads_P2LTD.flatten(1).abs().amax(dim=1).min() > 0
+
+
+def test_expected_weights_average_to_the_gradient_of_the_expected_reward() -> None:
+    """Exact enumeration: three beginnings, two verdicts, groups of two; times the spread that was divided out.
+
+    The part before the verdict comes out (G - 1) / G times, as with any baseline that contains the answer itself.
+    """
+    torch.manual_seed(0)
+    begin = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    verdict = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)  # column 1 is right
+    log_begin, log_verdict = begin.log_softmax(0), verdict.log_softmax(1)
+    right = log_verdict[:, 1].exp()
+    exact = torch.autograd.grad((log_begin.exp() * right).sum(), [begin, verdict], retain_graph=True)
+    found = [torch.zeros_like(begin), torch.zeros_like(verdict)]
+    group_size = 2
+    for group in product(range(3), repeat=group_size):
+        words = torch.tensor(group)
+        rewards_PG = right[words].detach()[None]
+        mean = rewards_PG.mean()
+        spread = (mean * (1 - mean)).sqrt()
+        weights_SR, _ = expected_weights(rewards_PG, torch.ones(group_size, dtype=torch.int64), torch.ones(2, 2) > 0)
+        log_probs_SR = torch.stack([log_begin[words], log_verdict[words, 1]], dim=1)
+        loss = policy_loss_sum(log_probs_SR, weights_SR * spread / group_size)
+        probability = log_begin[words].detach().sum().exp()
+        for total, grad in zip(found, torch.autograd.grad(loss, [begin, verdict], retain_graph=True), strict=True):
+            total -= probability * grad
+    assert torch.allclose(found[0], exact[0] * (group_size - 1) / group_size, atol=1e-12)
+    assert torch.allclose(found[1], exact[1], atol=1e-12)
+
+
+def test_expected_weights_have_the_mean_of_sampled_ones_and_less_spread() -> None:
+    """Over the verdicts of given beginnings, the spread fixed: weights on the beginning agree on average."""
+    right = torch.tensor([[0.9, 0.4, 0.6]], dtype=torch.float64)
+    mean = right.mean()
+    spread = (mean * (1 - mean)).sqrt()
+    _, advantages_PG = expected_weights(right, torch.ones(3, dtype=torch.int64), torch.ones(3, 2) > 0)
+    sampled = torch.zeros(1, 3, dtype=torch.float64)
+    for verdicts in product((0.0, 1.0), repeat=3):
+        rewards = torch.tensor([verdicts], dtype=torch.float64)
+        probability = torch.where(rewards > 0, right, 1 - right).prod()
+        sampled += probability * (rewards - rewards.mean()) / spread
+    assert torch.allclose(advantages_PG, sampled, atol=1e-12)
+
+
+def test_answers_without_a_verdict_earn_nothing_and_teach_by_contrast() -> None:
+    rewards_PG = torch.tensor([[0.5, 0.0]], dtype=torch.float64)
+    mask_SR = torch.tensor([[True, True, True], [True, True, False]])
+    weights_SR, advantages_PG = expected_weights(rewards_PG, torch.tensor([1, -1]), mask_SR)
+    spread = (0.25 * 0.75) ** 0.5
+    assert torch.allclose(weights_SR[0], torch.tensor([0.25, 0.5, 0.0], dtype=torch.float64) / spread)
+    assert torch.allclose(weights_SR[1], torch.tensor([-0.25, -0.25, 0.0], dtype=torch.float64) / spread)
+    assert float(advantages_PG.sum()) == pytest.approx(0.0)
+
+
+def test_certain_groups_get_weight_exactly_zero() -> None:
+    for value in (0.0, 1.0):
+        weights_SR, _ = expected_weights(
+            torch.full((1, 4), value, dtype=torch.float64), torch.ones(4, dtype=torch.int64), torch.ones(4, 3) > 0
+        )
+        assert not weights_SR.any()

@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saga_ray.mllm.answers import parse_answer
+from saga_ray.scorer.local import LocalScorer, build_engine, run_prompt
+from saga_ray.train.consensus import (
+    Consensus,
+    add_description,
+    consensus,
+    drawn_words,
+    lesson_pairs,
+    true_shares,
+)
+from saga_ray.train.context import LocalContext
+from saga_ray.train.step import accumulate_gradients
+from saga_ray.types import Dataset
+from tests.train.small import small_model, small_run_config, stream
+
+CPU = LocalContext(torch.device("cpu"))
+
+
+def test_a_tally_worked_by_hand() -> None:
+    tally: dict = {}
+    for label, colour in ((0, "red"), (0, "red"), (0, "red"), (0, "blue"), (1, "red")):
+        add_description(tally, label, {"wing": colour})
+    assert tally == {0: {"wing": {"red": 3.0, "blue": 1.0}}, 1: {"wing": {"red": 1.0}}}
+    # Shares 3/4 and 1/4 within class 0; on average over classes 7/8 and 1/8: squared over mean, 9/14 to 7/14.
+    taught = consensus(tally, 2.0)
+    assert taught[0]["wing"]["red"] == pytest.approx(9 / 16)
+    assert taught[0]["wing"]["blue"] == pytest.approx(7 / 16)
+    assert taught[1]["wing"] == {"red": 1.0}
+
+
+def test_what_is_written_of_every_class_alike_is_not_preferred() -> None:
+    """The MLLM calls everything red half of the time; of class 1 it says blue more often than of others."""
+    tally: dict = {0: {"wing": {"red": 50.0, "green": 50.0}}, 1: {"wing": {"red": 50.0, "blue": 50.0}}}
+    taught = consensus(tally, 3.0)
+    assert max(taught[0]["wing"], key=taught[0]["wing"].get) == "green"
+    assert max(taught[1]["wing"], key=taught[1]["wing"].get) == "blue"
+
+
+@given(
+    st.dictionaries(
+        st.integers(0, 5), st.dictionaries(st.sampled_from("abc"), st.integers(1, 9), min_size=1), min_size=1
+    ),
+    st.floats(0.5, 6.0),
+)
+def test_shares_sum_to_one_and_do_not_depend_on_order_or_on_how_often_was_read(counts: dict, sharpness: float) -> None:
+    def tallied(factor: float, reverse: bool) -> dict:
+        tally: dict = {}
+        for label, of_class in sorted(counts.items(), reverse=reverse):
+            tally[label] = {"wing": {v: factor * n for v, n in sorted(of_class.items(), reverse=reverse)}}
+        return consensus(tally, sharpness)
+
+    once, thrice = tallied(1.0, False), tallied(3.0, True)
+    assert json.dumps(once) == json.dumps(tallied(1.0, True))
+    for label, of_class in once.items():
+        assert sum(of_class["wing"].values()) == pytest.approx(1.0)
+        assert of_class["wing"] == pytest.approx(thrice[label]["wing"])
+
+
+def test_words_are_drawn_as_often_as_they_are_shared() -> None:
+    uniforms = (np.arange(1000) + 0.5) / 1000
+    words = [drawn_words({"wing": {"red": 0.7, "blue": 0.3}}, ["wing"], [u])["wing"] for u in uniforms]
+    assert words.count("red") == 700 and words.count("blue") == 300
+
+
+@given(st.integers(1, 8), st.integers(1, 6))
+def test_a_lesson_shows_every_image_once_and_stays_within_shards(num_shards: int, half: int) -> None:
+    per_shard = 2 * half
+    pairs = lesson_pairs(num_shards * per_shard, num_shards)
+    assert sorted(i for pair in pairs for i in pair) == list(range(num_shards * per_shard))
+    assert all(a // per_shard == b // per_shard for a, b in pairs)
+
+
+def test_the_ceiling_is_taught_the_true_words_of_training_classes(dataset: Dataset) -> None:
+    shares, table = true_shares(dataset), dataset.train
+    assert sorted(shares) == list(range(len(table.class_names)))
+    for row in range(0, len(table), 5):
+        of_class = shares[int(table.labels_N[row])]
+        for column, attribute in enumerate(dataset.attribute_names):
+            assert of_class[attribute] == {dataset.attribute_values[column][table.truth_NA[row, column]]: 1.0}
+
+
+def _begun(mllm: Path, dataset: Dataset, **changes: object) -> tuple:
+    config = small_run_config(mllm, "saga+consensus", mllm__dtype="float64", **changes)
+    scorer, model = LocalScorer(build_engine(config)), small_model(config, dataset)
+    teacher = Consensus(config, dataset, run_prompt(config), scorer, CPU)
+    teacher.begin(model.encoder)
+    return config, scorer, model, teacher
+
+
+def test_lessons_describe_both_images_with_words_of_their_classes(mllm: Path, dataset: Dataset) -> None:
+    config, _, model, teacher = _begun(mllm, dataset)
+    # Of some class the random MLLM may write nothing in form: it is not taught.
+    assert len(teacher.shares) >= len(dataset.train.class_names) - 2
+    batch = next(stream(config, dataset))
+    tokens = model.encoder.encode_tokens(torch.from_numpy(batch.images_NHWC))
+    request = teacher.request(batch, tokens)
+    assert request is not None and request.options.lesson and len(request.pairs) > 0
+    for pair, (text,) in zip(request.pairs, request.answers, strict=True):
+        answer = parse_answer(text, run_prompt(config).verdict_key)
+        assert answer.verdict == int(pair.same_class)
+        for position, said in zip((pair.first, pair.second), answer.descriptions(text), strict=True):
+            shares = teacher.shares[int(batch.labels_N[position])]
+            assert said.keys() == run_prompt(config).attributes.keys()
+            assert all(shares[attribute][value] > 0 for attribute, value in said.items())
+    assert teacher.request(batch, tokens).answers == request.answers, "lessons are a function of the micro-batch"
+
+
+def test_the_tally_replaces_what_is_taught_at_the_set_step_only(mllm: Path, dataset: Dataset) -> None:
+    config, scorer, model, teacher = _begun(mllm, dataset, consensus__refresh_steps=2)
+    first = dict(teacher.shares)
+    batches = stream(config, dataset)
+    for step in (1, 2):
+        accumulate_gradients(model, batches, scorer, config, CPU, step, teacher)
+        heard = set(teacher.tally)
+        teacher.end_step(step)
+        if step == 1:
+            assert heard and teacher.shares == first
+    assert teacher.tally == {} and teacher.shares != first
+    assert teacher.shares.keys() == first.keys(), "classes that were not heard keep what they had"
+    copy = Consensus(config, dataset, run_prompt(config), scorer, CPU)
+    copy.restore(json.loads(json.dumps(teacher.state())))
+    assert copy.shares == teacher.shares and copy.tally == teacher.tally
+
+
+def test_the_lessons_gradient_is_divided_by_the_words_that_are_taught(mllm: Path, dataset: Dataset) -> None:
+    """Against the scorer's own sums, carried through the tower by plain autograd."""
+    weights = {"metric": 0.0, "grpo": 0.0, "alignment": 0.0, "consensus": 2.0}
+    changes = {f"loss__weights__{name}": value for name, value in weights.items()}
+    config, scorer, model, teacher = _begun(mllm, dataset, **changes)
+    batch = next(stream(config, dataset))
+    encoded = model.encoder.encode_tokens(torch.from_numpy(batch.images_NHWC))
+    result = scorer.score(teacher.request(batch, encoded))
+    grads_NLTD = torch.zeros_like(encoded.tokens_NLTD)
+    for pair, grads_2LTD in zip(teacher.request(batch, encoded).pairs, result.token_grads_P2LTD, strict=True):
+        grads_NLTD[pair.first] += grads_2LTD[0]
+        grads_NLTD[pair.second] += grads_2LTD[1]
+    tower = list(model.encoder.tower.parameters())
+    wanted = torch.autograd.grad(
+        encoded.tokens_NLTD, tower, 2.0 * grads_NLTD / int(result.num_taught_P.sum()), allow_unused=True
+    )
+    report = accumulate_gradients(model, iter([batch]), scorer, config, CPU, 1, teacher)
+    for parameter, grad in zip(tower, wanted, strict=True):
+        assert torch.allclose(parameter.grad, torch.zeros_like(parameter) if grad is None else grad, atol=1e-12)
+    loss = float(result.loss_P.sum()) / int(result.num_taught_P.sum())
+    assert report.metrics["loss/consensus"] == pytest.approx(loss)
+    assert report.metrics["loss/total"] == pytest.approx(2.0 * loss)
+
+
+def test_the_anchor_is_the_relative_distance_to_the_initial_tokens(mllm: Path, dataset: Dataset) -> None:
+    config = small_run_config(
+        mllm, "potential-field+anchor", mllm__dtype="float64", loss__weights__anchor=3.0, loss__weights__metric=0.0
+    )
+    model = small_model(config, dataset)
+    batch = next(stream(config, dataset))
+    with torch.no_grad():
+        for parameter in model.encoder.tower.parameters():
+            parameter.mul_(1.05)
+    images = torch.from_numpy(batch.images_NHWC)
+    now, before = model.encoder.encode_tokens(images).tokens_NLTD, model.reference.encode_tokens(images).tokens_NLTD
+    per_level = [
+        ((now[n, level] - before[n, level]).norm() / before[n, level].norm()) ** 2
+        for n in range(now.shape[0])
+        for level in range(now.shape[1])
+    ]
+    loss = sum(per_level) / len(per_level)
+    tower = [p for p in model.encoder.tower.parameters() if p.requires_grad]
+    wanted = torch.autograd.grad(3.0 * loss, tower, allow_unused=True)
+    report = accumulate_gradients(model, iter([batch]), None, config, CPU, 1)
+    assert report.metrics["loss/anchor"] == pytest.approx(float(loss.detach()))
+    for parameter, grad in zip(tower, wanted, strict=True):
+        if grad is not None:
+            assert torch.allclose(parameter.grad, grad, rtol=1e-8, atol=1e-12)
+
+
+def test_a_reference_kl_is_asked_of_the_initial_encoder_and_carried_back(mllm: Path, dataset: Dataset) -> None:
+    config = small_run_config(
+        mllm, "potential-field+reference-kl", mllm__dtype="float64", loss__weights__metric=0.0,
+        loss__weights__reference_kl=2.0,
+    )  # fmt: skip
+    scorer, model = LocalScorer(build_engine(config)), small_model(config, dataset)
+    batch = next(stream(config, dataset))
+    first = accumulate_gradients(model, iter([batch]), scorer, config, CPU, 1)
+    assert first.metrics["loss/reference_kl"] == pytest.approx(0.0, abs=1e-12)
+    with torch.no_grad():
+        for parameter in model.encoder.tower.parameters():
+            parameter.mul_(1.02)
+    moved = accumulate_gradients(model, iter([batch]), scorer, config, CPU, 2)
+    assert moved.metrics["loss/reference_kl"] > 1e-6
+    assert moved.metrics["gradient/reference_kl"] > 0 and moved.metrics["loss/total"] > 0
+    assert any(p.grad.any() for p in model.encoder.tower.parameters() if p.grad is not None)

@@ -49,7 +49,7 @@ class Answer:
         said: tuple[dict[str, str], dict[str, str]] = ({}, {})
         for span in self.spans:
             before = said[span.image].get(span.attribute)
-            value = text[span.start : span.stop]
+            value = _unescaped(text[span.start : span.stop])
             said[span.image][span.attribute] = value if before is None else f"{before}, {value}"
         return said
 
@@ -87,6 +87,11 @@ def parse_answer(text: str, verdict_key: str) -> Answer:
     judged = next(found for found in objects if any(m.key == verdict_key for m in found))
     place = (members[0].start + 1, members[0].stop - 1) if len(members) == 1 else None
     return Answer(known.pop(), tuple(_spans(judged)), place)
+
+
+def _unescaped(inside: str) -> str:
+    """What stands between the quotes of a JSON string, read; other scalars stay as they are written."""
+    return scanstring(f'{inside}"', 0, False)[0]
 
 
 def written_answer(

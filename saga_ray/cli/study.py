@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,12 @@ METHODS_OF = {
 """What `make demo` and `make demo-folder` compare; other data sets get the first list."""
 
 
+PRESETS = ("controls",)
+"""Study files of the package, by name; their records go to --runs."""
+
+
 @click.command("study")
-@click.argument("words", nargs=-1, metavar="DATASET|FILE.yaml")
+@click.argument("words", nargs=-1, metavar="DATASET|FILE.yaml|controls")
 @click.option(
     "--methods", metavar="A,B,...", help="Methods to compare. [default: pretrained, potential-field and saga]"
 )
@@ -63,6 +68,7 @@ def command(
     saga-ray study demo --runs runs/demo
     saga-ray study folder --data-root pictures --methods pretrained,proxy-anchor,saga --seeds 3
     saga-ray study sweeps/demo_study.yaml --dry-run
+    saga-ray study controls --dataset cub --data-root /data/CUB_200_2011
     """
     name, more = split_words(words, "data set or study file")
     if is_study_file(name):
@@ -74,8 +80,8 @@ def command(
 
 
 def is_study_file(name: str) -> bool:
-    """True for what can only be a file."""
-    return name.endswith((".yaml", ".yml"))
+    """True for what can only be a file, and for the names of those that come with the package."""
+    return name.endswith((".yaml", ".yml")) or name in PRESETS
 
 
 def refuse(name: str, why: str, **options: object) -> None:
@@ -110,11 +116,14 @@ def study_from_file(
     from saga_ray.study.work import identify
 
     overrides = parse_assignments(assignments) | ({} if data_root is None else {"data.root": data_root})
-    study = load_study(path, dataset=dataset, overrides=overrides)
+    file = Path(str(files("saga_ray.study.presets").joinpath(f"{path}.yaml"))) if path in PRESETS else Path(path)
+    study = load_study(file, dataset=dataset, overrides=overrides)
     names = [block.name for block in study.blocks]
     if wrong := [line for name in blocks if (line := check_choice("--block: block", name, names))]:
         raise ConfigError("\n".join(wrong))
-    folder = Storage.open(str(Path(path).with_suffix("")))
+    # A file's records lie beside it; the package is no place for those of a preset.
+    beside = str(file.with_suffix(""))
+    folder = Storage.open(runs).child(f"{path}-{study.dataset}") if path in PRESETS else Storage.open(beside)
     records, planner = Records(folder), Planner(study, identify)
     wanted = blocks or None
     num_jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])

@@ -14,6 +14,7 @@ steps: nothing waits for it. Only before the first step are some pictures of eve
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -21,10 +22,13 @@ import numpy as np
 import torch
 
 from saga_ray.config import RunConfig
+from saga_ray.data.images import BrokenImageError
 from saga_ray.data.keyed import keyed_uniforms
 from saga_ray.encoder.encoder import Encoder
+from saga_ray.leaderboard.consensus_page import write_consensus_page
 from saga_ray.mllm.answers import parse_answer, written_answer
 from saga_ray.mllm.prompt import Prompt
+from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
 from saga_ray.types import Dataset, ImagePair, MicroBatch, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
 
@@ -115,6 +119,11 @@ def drawn_words(shares: Shares, attributes: Iterable[str], uniforms: Iterable[fl
     return words
 
 
+def likeliest(shares: Shares) -> dict[str, str]:
+    """The commonest value of every attribute."""
+    return {attribute: max(sorted(values), key=values.__getitem__) for attribute, values in shares.items()}
+
+
 def lesson_pairs(num_images: int, num_shards: int) -> list[tuple[int, int]]:
     """Every image once, each with another half of its shard, so that mostly two classes are described.
 
@@ -140,6 +149,8 @@ class Consensus:
         )
         self.shares: Tally = {}
         self.tally: Tally = {}
+        self.heard: Tally = {}
+        """What the taught shares were made from."""
 
     @property
     def is_truth(self) -> bool:
@@ -191,20 +202,42 @@ class Consensus:
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint."""
-        return {"shares": self.shares, "tally": self.tally}
+        return {name: getattr(self, name) for name in ("shares", "tally", "heard")}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """From a checkpoint, whose keys are strings."""
-        self.shares, self.tally = (
-            {int(label): of_class for label, of_class in state[name].items()} for name in ("shares", "tally")
+        for name in ("shares", "tally", "heard"):
+            setattr(self, name, {int(label): of_class for label, of_class in state[name].items()})
+
+    def write_page(self, folder: Storage) -> None:
+        """`consensus.html`: per class what the MLLM agrees on, where it wavers, and what was taught at the end."""
+        table, names = self._dataset.train, self._dataset.train.class_names
+        truth = true_shares(self._dataset) if table.truth_NA is not None else {}
+        starts = {int(label): row for row, label in reversed(list(enumerate(table.labels_N)))}
+        pictures = {names[label]: self._first_pictures(starts[label], label) for label in sorted(self.shares)}
+        write_consensus_page(
+            folder,
+            "What the MLLM agrees on",
+            {names[label]: of_class for label, of_class in (self.heard or self.shares).items()},
+            taught={names[label]: likeliest(of_class) for label, of_class in self.shares.items()},
+            pictures=pictures,
+            truth={names[label]: likeliest(of_class) for label, of_class in truth.items()},
+            details=f"{len(self.shares)} training classes of {self._dataset.name}",
         )
 
-    def named(self) -> dict[str, Shares]:
-        """What is taught now, by class name."""
-        return {self._dataset.train.class_names[label]: of_class for label, of_class in self.shares.items()}
+    def _first_pictures(self, start: int, label: int, num: int = 2) -> list[np.ndarray]:
+        """Some pictures of a class that can be read."""
+        table, found = self._dataset.train, []
+        for row in range(start, len(table)):
+            if table.labels_N[row] != label or len(found) == num:
+                break
+            with contextlib.suppress(BrokenImageError):
+                found.append(table.source.load([row], self._config.data.image_size)[0])
+        return found
 
     def _refresh(self) -> None:
         self.shares = self.shares | consensus(self.tally, self._config.consensus.sharpness)
+        self.heard = self.heard | self.tally
         self.tally = {}
 
     def _described(self, labels: list[tuple[int, int]], result: ScoreResult) -> list[tuple[int, dict[str, str]]]:

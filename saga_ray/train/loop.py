@@ -124,6 +124,8 @@ def train(
         if found is None:
             return None
         result, stored = found
+        if trainer is not None and trainer.consensus is not None:
+            trainer.consensus.write_page(run.storage)
         row = result.model_dump(mode="json") | {"num_steps": steps, "stored": stored}
         run.write_result(row)
         return TrainResult(run.name, run.storage.uri, steps, result.scores, row, stored)

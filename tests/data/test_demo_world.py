@@ -184,3 +184,20 @@ def test_more_than_five_hundred_pictures_are_drawn_per_second_of_one_core() -> N
     start_s = time.process_time()
     source.load(range(512), 64)
     assert 512 / (time.process_time() - start_s) > 500  # about 3,000 on a quiet laptop core
+
+
+@pytest.mark.parametrize("name", [name for name in birds.NAMES if name != "wing color"])  # back and tail take it too
+def test_an_attribute_shows_where_its_parts_are_said_to_be(name: str) -> None:
+    """Changing one attribute's value changes pixels in its cells, and hardly any elsewhere."""
+    rng, column, cells = np.random.default_rng(3), birds.NAMES.index(name), 16
+    first = (rng.random((24, len(birds.NAMES))) * birds.NUM_VALUES).astype(int)
+    second = first.copy()
+    second[:, column] = (first[:, column] + 1) % birds.NUM_VALUES[column]
+    parameters, habitat = rng.random((24, birds.NUM_PARAMETERS)), rng.integers(0, 5, 24)
+    pictures = [birds.draw(vectors, parameters, habitat, 64).astype(int) for vectors in (first, second)]
+    changed = np.abs(pictures[0] - pictures[1]).sum(-1).reshape(24, cells, 4, cells, 4).sum((2, 4))
+    shown = sum(birds.parts(vectors, parameters, cells, points=64)[:, column] for vectors in (first, second))
+    # Outlines and smoothed rims reach a pixel further than the part itself.
+    near = sum(np.roll(shown, (dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) > 0
+    assert near.mean() < 0.5 and changed.sum() > 0
+    assert changed[~near].sum() < 0.03 * changed.sum()

@@ -23,6 +23,7 @@ from saga_ray.train.context import LocalContext
 from saga_ray.train.step import accumulate_gradients
 from saga_ray.types import Dataset
 from tests.train.small import small_model, small_run_config, stream
+from tests.train.test_loop import StopAfter, Stopped, _equal, _lines, _train, _weights
 
 CPU = LocalContext(torch.device("cpu"))
 
@@ -199,3 +200,18 @@ def test_a_reference_kl_is_asked_of_the_initial_encoder_and_carried_back(mllm: P
     assert moved.metrics["loss/reference_kl"] > 1e-6
     assert moved.metrics["gradient/reference_kl"] > 0 and moved.metrics["loss/total"] > 0
     assert any(p.grad.any() for p in model.encoder.tower.parameters() if p.grad is not None)
+
+
+def test_a_resumed_run_teaches_as_if_it_had_never_stopped(mllm: Path, dataset: Dataset, tmp_path: Path) -> None:
+    config = small_run_config(
+        mllm, "saga+consensus", optim__steps=4, checkpoint__every_steps=2, consensus__refresh_steps=2
+    )
+    scorer = LocalScorer(build_engine(config))
+    _train(config, dataset, tmp_path, "whole", scorer)
+    with pytest.raises(Stopped):
+        _train(config, dataset, tmp_path, "parts", scorer, progress=StopAfter(3))
+    _train(config, dataset, tmp_path, "parts", scorer)
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
+    assert _equal(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
+    page = (tmp_path / "parts" / "consensus.html").read_text()
+    assert dataset.train.class_names[0] in page

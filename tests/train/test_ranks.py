@@ -39,7 +39,9 @@ def _assert_equal(folder: Path) -> None:
     assert scores[0] == scores[1]
 
 
-@pytest.mark.parametrize("method, metric", [("saga", "potential-field"), ("infonce", "infonce")])
+@pytest.mark.parametrize(
+    "method, metric", [("saga", "potential-field"), ("saga+consensus", "potential-field"), ("infonce", "infonce")]
+)
 def test_two_ranks_equal_one(mllm: Path, tmp_path: Path, method: str, metric: str) -> None:
     config = _config(mllm, method, metric)
     scorer = ranks.local_scorer(config)

@@ -21,6 +21,9 @@ from saga_ray.mllm.demo.folder import IMAGE_SIZE, WEIGHTS
 from saga_ray.mllm.demo.training import read_about
 
 NUM_BINS = 10
+PILOT_WORLD = 9000
+"""Seed of a world that no study uses: gaps are compared on its classes."""
+GAP_STRENGTHS = (0.25, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
 @torch.no_grad()
@@ -243,20 +246,19 @@ def measure(folder: Path, num_pairs: int) -> dict:
     """All figures of the card."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     default = DataConfig(image_size=IMAGE_SIZE)
-    clean = default.model_copy(update={"shift": 0.0})
-    gaps = {}
+    pilot = default.model_copy(update={"world_seed": PILOT_WORLD})
+    recall = {"clean": recall_at_1(model, pilot.model_copy(update={"shift": 0.0}), "test")}
     for gap in birds.GAPS:
-        for shift in (0.25, 0.5, 1.0):
-            gaps[f"{gap} {shift}"] = recall_at_1(model, default.model_copy(update={"gap": gap, "shift": shift}), "test")
+        for shift in GAP_STRENGTHS:
+            recall[f"{gap} {shift}"] = recall_at_1(model, pilot.model_copy(update={"gap": gap, "shift": shift}), "test")
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "megabytes": round((folder / "model.safetensors").stat().st_size / 1e6, 2),
         "sha256": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest(),
         "drawing_version": birds.DRAWING_VERSION,
         "held_out_clean_pictures": measure_reading(model, num_pairs),
-        "recall_at_1_mean_pooled_test_classes": {"clean": recall_at_1(model, clean, "test"), **gaps},
+        "recall_at_1_mean_pooled_pilot_world": recall,
         "default_world_validation_pairs": measure_world(model, default, num_pairs // 4),
-        "default_world_recall_at_1": recall_at_1(model, default, "test"),
     }
 
 
@@ -267,7 +269,7 @@ def training_record(work: Path) -> dict:
 
 def card_text(card: dict) -> str:
     """The card as a page."""
-    read, recall = card["held_out_clean_pictures"], card["recall_at_1_mean_pooled_test_classes"]
+    read, recall = card["held_out_clean_pictures"], card["recall_at_1_mean_pooled_pilot_world"]
     lines = [
         "# The bundled demo MLLM",
         "",
@@ -294,14 +296,14 @@ def card_text(card: dict) -> str:
         f"Verdict follows forced words: {read['verdict_follows_words']:.3f}. Generic prompt, verdict: {read['generic_verdict']:.3f}.",
         f"Calibration of the words: expected error {calibration['expected_error']:.4f}, negative log-likelihood {calibration['nll']:.4f} nats.",
         "",
-        "**Mean-pooled tokens, Recall@1 on test classes of world 0**",
+        f"**Mean-pooled tokens, Recall@1 on 80 classes of a pilot world (seed {PILOT_WORLD}) that no study uses**",
         "",
         "| pictures | Recall@1 |",
         "|---|---|",
         *(f"| {name} | {value:.3f} |" for name, value in recall.items()),
         "",
         f"Default world ({card['default_world_validation_pairs']['gap']}, shift {card['default_world_validation_pairs']['shift']}): "
-        f"Recall@1 {card['default_world_recall_at_1']:.3f}; at temperature 1 on pairs of validation pictures "
+        "at temperature 1 on pairs of validation pictures "
         + ", ".join(
             f"{k.replace('_', ' ')} {v:.3f}"
             for k, v in card["default_world_validation_pairs"].items()

@@ -67,7 +67,7 @@ class DataConfig(Config):
     """Demo world only: how much habitat and light go with the class among training classes."""
     gap: Literal["washed-out", "filter", "quarter-turn"] = "washed-out"
     """Demo world only: the systematic difference between its pictures and those the demo MLLM was made on."""
-    shift: Share = 0.5
+    shift: Share = 0.7
     """Demo world only: strength of that gap."""
     neighbour_distance: int = Field(4, ge=1, le=10)
     """Demo world only: attributes in which neighbouring classes differ."""

@@ -43,7 +43,7 @@ class DemoWorld:
     world_seed: int = 0
     confound: float = 0.5
     gap: str = "washed-out"
-    shift: float = 0.5
+    shift: float = 0.7
     neighbour_distance: int = 4
     num_classes: tuple[int, int, int] = (100, 20, 80)
     num_images: tuple[int, int, int] = (30, 20, 20)

@@ -178,7 +178,7 @@ class ConsensusConfig(Config):
 
     refresh_steps: int = Field(25, ge=1)
     """Steps after which the tally of what was written meanwhile replaces the one that is taught."""
-    sharpness: float = Field(3.0, gt=0)
+    sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
     source: Literal["mllm", "truth"] = "mllm"
     """`truth` teaches the true words where a data set knows them: a ceiling for diagnosis, no method."""
@@ -342,6 +342,10 @@ class RunConfig(Config):
             problems.append(
                 f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
                 f"only that pooler has weights to align; set one of the two"
+            )
+        if self.grpo.reward == "expected" and self.grpo.top_p < 1:
+            problems.append(
+                f"grpo.top_p: {self.grpo.top_p} cuts off verdicts whose probability grpo.reward=expected needs; set grpo.top_p=1"
             )
         if self.loss.weights.consensus > 0 and self.prompt.variant != "structured":
             problems.append(

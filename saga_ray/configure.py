@@ -53,7 +53,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
     "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},
     "saga": {},
-    "saga+expected": {"grpo": {"reward": "expected"}},
+    "saga+expected": {"grpo": {"reward": "expected", "top_p": 1.0}},
     "saga+consensus": {"loss": {"weights": {"consensus": 1.0}}},
 }
 """Presets on top of a recipe; the recipe itself is SAGA."""

@@ -75,7 +75,7 @@ class Differentiator:
         if silent and not judged.sampled:
             quiet = self._score(judged, silent, ScoreOptions(gradient=False, attention=False))
             log_probs_PG[silent] = quiet.log_probs_SR.sum(dim=1).view(-1, num_answers)
-        if active:
+        if active and (options.gradient or options.attention or not judged.sampled):
             scored = self._score(judged, active, options, keep_graph)
             attention = scored.attention
             if scored.token_grads_P2LTD is not None:
@@ -96,20 +96,18 @@ class Differentiator:
         """The KL between the policy and the one with `reference` as its prefix, on the answers as they were written.
 
         k2: sum over tokens of (log pi - log pi_ref)^2 / 2. Its gradient, (log pi - log pi_ref) grad log pi, is an
-        unbiased estimate of that of a token's KL(pi || pi_ref) given what stands before it; both policies are taken
-        over the full support.
+        unbiased estimate of that of a token's KL(pi || pi_ref) given what stands before it, if the answers were sampled
+        at top-p 1; both policies are taken over the full support.
         """
-        whole = replace(self, policy=Policy(self.policy.temperature, 1.0), path="shared")
-        written = replace(judged, sampled=False)
+        whole = replace(self, path="shared")
         num_pairs = len(judged.signal.contributes_P)
         plain = Signal.unweighted(judged.completions, num_pairs)
-        ours = whole.log_probs(written, plain)
-        theirs = whole.log_probs(replace(written, prefix=reference), plain)
+        ours = whole.log_probs(judged, plain)
+        theirs = whole.log_probs(replace(judged, prefix=reference), plain)
         apart_SR = ours - theirs
         signal = replace(plain, weights_SR=-apart_SR)
         options = ScoreOptions(gradient=True, attention=False)
-        own = replace(whole, path=self.path)
-        scored = own._score(replace(written, signal=signal), list(range(num_pairs)), options)
+        scored = self._score(replace(judged, signal=signal), list(range(num_pairs)), options)
         assert scored.token_grads_P2LTD is not None
         kl_P = apart_SR.square().sum(dim=1).view(num_pairs, -1).sum(dim=1) / 2
         return Reference(kl_P, scored.token_grads_P2LTD)
@@ -117,7 +115,10 @@ class Differentiator:
     def _score(self, judged: Judged, pairs: list[int], options: ScoreOptions, keep_graph: bool = False) -> Scored:
         signal = judged.signal
         scored_tokens = replace(judged.completions, token_ids_SR=signal.ids_SR)
-        common = (scored_tokens, signal.weights_SR, self.policy)
+        # Words that are given, or verdicts that were not drawn, are no part of a sampled nucleus.
+        policy = self.policy if signal.truncated else Policy(self.policy.temperature, 1.0)
+        replay_support = judged.sampled and signal.truncated
+        common = (scored_tokens, signal.weights_SR, policy)
         shared_grad = options.gradient and self.path == "shared"
         scored = score_shared(
             self.mllm,
@@ -126,7 +127,7 @@ class Differentiator:
             judged.tokens_P2LTD if shared_grad else None,
             *common,
             pairs=pairs,
-            replay_support=judged.sampled,
+            replay_support=replay_support,
             capture_layer=self.capture_layer if options.attention else None,
             rows=judged.rows,
             keep_graph=keep_graph,
@@ -134,7 +135,7 @@ class Differentiator:
         if not options.gradient or shared_grad:
             return scored
         twin = naive_score(
-            self.mllm, judged.layout, judged.tokens_P2LTD, *common, pairs=pairs, replay_support=judged.sampled
+            self.mllm, judged.layout, judged.tokens_P2LTD, *common, pairs=pairs, replay_support=replay_support
         )
         return replace(twin, attention=scored.attention)
 

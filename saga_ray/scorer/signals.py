@@ -32,6 +32,8 @@ class Signal:
     advantages_PG: Tensor
     contributes_P: Tensor
     """bool: some token of the pair has a weight."""
+    truncated: bool = False
+    """True if log pi is taken over the nucleus that the tokens were drawn from, False for the full support."""
 
     @classmethod
     def unweighted(cls, completions: Completions, num_pairs: int) -> Signal:
@@ -49,7 +51,8 @@ def sampled_reward(completions: Completions, rewards_PG: Tensor, min_std: float)
     advantages_PG = group_advantages(rewards_PG, min_std=min_std)
     ids_SR = completions.token_ids_SR
     weights_SR = answer_weights(advantages_PG.flatten().double(), ids_SR >= 0)
-    return Signal(ids_SR, weights_SR, rewards_PG, advantages_PG, (advantages_PG != 0).any(dim=1))
+    contributes_P = (advantages_PG != 0).any(dim=1)
+    return Signal(ids_SR, weights_SR, rewards_PG, advantages_PG, contributes_P, truncated=True)
 
 
 @dataclass(frozen=True)

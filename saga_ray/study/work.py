@@ -86,7 +86,7 @@ def _done(task: Task, runs_uri: str) -> Record:
         sums={name: tuple(rounded(row["per_class"]["sums"][name], 6)) for name in _KEPT_SUMS},
         seconds=row["seconds"],
         steps=result.num_steps,
-        scorer_tokens=scorer_tokens(lines, config),
+        scorer_tokens=scorer_tokens(lines),
         device=str(environ["device"]),
         code=f"{__version__} {(environ['git'] or '')[:10]}".strip(),
         created=_now(),
@@ -99,24 +99,17 @@ def _diagnosis(task: Task, dataset: Dataset, run_uri: str) -> dict[str, Any] | N
     """What `saga_ray.train.diagnosis` finds in the trained encoder, of rows that ask for it."""
     if not task.diagnose:
         return None
-    try:
-        from saga_ray.train import diagnosis
-    except ImportError:
-        return None
     from saga_ray.encoder.export import load_encoder
+    from saga_ray.train import diagnosis
     from saga_ray.train.context import LocalContext
 
     encoder = load_encoder(run_uri).encoder.to(LocalContext().device)
     return rounded(diagnosis.diagnose(task.config, dataset, encoder), 4)
 
 
-def scorer_tokens(lines: Sequence[Mapping[str, Any]], config: RunConfig) -> int:
-    """Tokens that the MLLM wrote in a run: as the lines say, else their mean per answer times the answers of each step."""
-    if any("scorer/tokens" in line for line in lines):
-        return round(sum(line.get("scorer/tokens", 0.0) for line in lines))
-    answers = config.data.pairs_per_batch * config.grpo.group_size
-    per_step = [line.get("grpo/tokens_per_answer", 0.0) * line.get("grpo/micro_batches", 0.0) for line in lines]
-    return round(answers * sum(per_step))
+def scorer_tokens(lines: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens that the MLLM wrote or was given in a run, as its lines say."""
+    return round(sum(line.get("scorer/tokens", 0.0) for line in lines))
 
 
 def _lines(content: bytes) -> list[dict[str, Any]]:
@@ -171,7 +164,7 @@ class RememberedSource:
     """An `ImageSource` that keeps the pictures it gave: a world is drawn once per process, not in every epoch of every run."""
 
     def __init__(self, source: ImageSource) -> None:
-        self._source = source
+        self.source = source
         self._images: dict[tuple[int, int], np.ndarray] = {}
         self._num_bytes = 0
 
@@ -179,9 +172,9 @@ class RememberedSource:
         """As the source itself."""
         missing = sorted({int(row) for row in rows if (int(row), size) not in self._images})
         if self._num_bytes > _MAX_REMEMBERED_BYTES:
-            return self._source.load(rows, size)
+            return self.source.load(rows, size)
         if missing:
-            loaded_NHWC = self._source.load(missing, size)
+            loaded_NHWC = self.source.load(missing, size)
             self._num_bytes += loaded_NHWC.nbytes
             self._images |= {(row, size): image_HWC for row, image_HWC in zip(missing, loaded_NHWC, strict=True)}
         return np.stack([self._images[int(row), size] for row in rows])

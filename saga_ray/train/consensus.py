@@ -30,6 +30,7 @@ from saga_ray.mllm.answers import parse_answer, written_answer
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
+from saga_ray.train.embed import load_images
 from saga_ray.types import Dataset, ImagePair, MicroBatch, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
 
 FIRST_READINGS = 6
@@ -127,11 +128,23 @@ def likeliest(shares: Shares) -> dict[str, str]:
 def lesson_pairs(num_images: int, num_shards: int) -> list[tuple[int, int]]:
     """Every image once, each with another half of its shard, so that mostly two classes are described.
 
+    The last image of a shard with an odd number of them is left out.
+
     Pairs stay within a shard, as the plan's do: how shards are shared among ranks changes nothing.
     """
     per_shard = num_images // num_shards
     half = per_shard // 2
     return [(start + i, start + half + i) for start in range(0, num_shards * per_shard, per_shard) for i in range(half)]
+
+
+def _plain(name: str) -> str:
+    """An attribute's name as it is compared: "Crown_color" is "crown color"."""
+    return " ".join(name.replace("_", " ").casefold().split())
+
+
+def _updated(old: Tally, new: Tally) -> Tally:
+    """`new` laid over `old`, attribute by attribute: what was not heard lately stays as it was."""
+    return old | {label: old.get(label, {}) | of_class for label, of_class in new.items()}
 
 
 class Consensus:
@@ -164,6 +177,11 @@ class Consensus:
             return
         self._read_some(encoder)
         self._refresh()
+        if not any(set(self._prompt.attributes) <= set(of_class) for of_class in self.shares.values()):
+            raise ValueError(
+                f"loss.weights.consensus: of no training class did the MLLM describe all {len(self._prompt.attributes)} "
+                f"attributes in form; look at its answers with `saga-ray mllm try`, or set loss.weights.consensus=0"
+            )
 
     def request(self, batch: MicroBatch, tokens: VisualTokens) -> ScoreRequest | None:
         """The lesson of a micro-batch: one answer per pair of its images whose classes have a consensus."""
@@ -196,7 +214,7 @@ class Consensus:
             self._add(self._described(labels, result))
 
     def end_step(self, step: int) -> None:
-        """Now and then, let what was heard replace what is taught; classes of which nothing was heard keep theirs."""
+        """Now and then, let what was heard replace what is taught; attributes of which nothing was heard keep theirs."""
         if not self.is_truth and step % self._config.consensus.refresh_steps == 0:
             self._refresh()
 
@@ -236,8 +254,8 @@ class Consensus:
         return found
 
     def _refresh(self) -> None:
-        self.shares = self.shares | consensus(self.tally, self._config.consensus.sharpness)
-        self.heard = self.heard | self.tally
+        self.shares = _updated(self.shares, consensus(self.tally, self._config.consensus.sharpness))
+        self.heard = _updated(self.heard, self.tally)
         self.tally = {}
 
     def _described(self, labels: list[tuple[int, int]], result: ScoreResult) -> list[tuple[int, dict[str, str]]]:
@@ -249,10 +267,11 @@ class Consensus:
         return found
 
     def _add(self, mine: list[tuple[int, dict[str, str]]]) -> None:
-        known = set(self._prompt.attributes)
+        known = {_plain(name): name for name in self._prompt.attributes}
         for rank in self._context.gather(mine):
             for label, description in rank:
-                add_description(self.tally, label, {k: v for k, v in description.items() if k in known})
+                said = {known[_plain(k)]: v.strip() for k, v in description.items() if _plain(k) in known}
+                add_description(self.tally, label, said)
 
     @torch.no_grad()
     def _read_some(self, encoder: Encoder) -> None:
@@ -274,7 +293,7 @@ class Consensus:
             if number % self._context.world_size != self._context.rank:
                 continue
             part = pairs[begin : begin + _PAIRS_PER_REQUEST]
-            images_NHWC = np.array(table.source.load([int(row) for pair in part for row in pair], size))
+            images_NHWC = load_images(table, [int(row) for pair in part for row in pair], size, skip_broken=True)[0]
             tokens = encoder.encode_tokens(torch.from_numpy(images_NHWC).to(self._context.device))
             asked = tuple(ImagePair(2 * i, 2 * i + 1, False, i) for i in range(len(part)))
             options = ScoreOptions(gradient=False, attention=False)

@@ -216,7 +216,7 @@ def bird_cells(table: ImageTable, rows_N: np.ndarray, grid_hw: tuple[int, int]) 
 
     None for pictures that were not drawn here, and for worlds whose gap moves the bird.
     """
-    source = table.source
+    source = getattr(table.source, "source", table.source)  # what keeps pictures in memory stands before the drawing
     if not isinstance(source, DemoSource) or grid_hw[0] != grid_hw[1]:
         return None
     world, cells, number = source.world, grid_hw[0], SPLITS.index(source.split)

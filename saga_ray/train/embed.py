@@ -28,7 +28,7 @@ def embed_table(
     for number, start in enumerate(range(0, len(table), chunk)):
         if number % context.world_size == context.rank:
             rows = list(range(start, min(start + chunk, len(table))))
-            images_NHWC, readable_N = _load(table, rows, image_size, skip_broken)
+            images_NHWC, readable_N = load_images(table, rows, image_size, skip_broken)
             part = encoder(torch.from_numpy(images_NHWC).to(context.device)).embedding_NE
             parts[start] = part * torch.from_numpy(readable_N).to(part)[:, None]
     width = max(context.gather(max((part.shape[1] for part in parts.values()), default=0)))
@@ -38,7 +38,7 @@ def embed_table(
     return context.all_reduce_sum([embeddings_NE])[0].cpu().numpy()
 
 
-def _load(table: ImageTable, rows: list[int], size: int, skip_broken: bool) -> tuple[np.ndarray, np.ndarray]:
+def load_images(table: ImageTable, rows: list[int], size: int, skip_broken: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pixels of some rows, and which could be read; the others are black."""
     try:
         return np.array(table.source.load(rows, size)), np.ones(len(rows), dtype=bool)

@@ -270,7 +270,9 @@ class Trainer:
             consensus.restore(checkpoint.state["consensus"])
         else:
             self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
+            began = time.perf_counter()
             consensus.begin(self.model.encoder)
+            self.seconds += time.perf_counter() - began
         return consensus
 
     def _watch(self) -> Callable[[Encoder], dict[str, float]] | None:

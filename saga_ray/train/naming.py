@@ -159,9 +159,9 @@ def _undisturbed(encoder: Encoder) -> Iterator[None]:
 
 def asking_engine(engine: ScoringEngine, num_answers: int = 2, *, greedy: bool = False) -> ScoringEngine:
     """The same frozen MLLM and prompt with another number of answers per pair, or the one likeliest answer."""
-    changes: dict[str, Any] = {"group_size": num_answers}
+    changes: dict[str, Any] = {"group_size": num_answers, "reward": "sampled"}
     if greedy:
-        changes = {"group_size": 1, "temperature": GREEDY_TEMPERATURE, "top_p": 1.0}
+        changes |= {"group_size": 1, "temperature": GREEDY_TEMPERATURE, "top_p": 1.0}
     config, grpo = engine.config, engine.config.grpo.model_copy(update=changes)
     # As many answers at once as in training: with fewer per pair, more pairs.
     at_once = max(1, config.scorer.pairs_per_chunk * config.grpo.group_size // grpo.group_size)
@@ -191,7 +191,8 @@ def heard_shares(result: ScoreResult, questions: Questions, prompt: Prompt) -> d
     no truth is known, or the prompt does not ask for it.
     """
     same_P = np.array([pair.same_class for pair in questions.pairs])
-    right_P = (result.verdicts_PG.cpu().numpy() == same_P[:, None]).mean(axis=1)
+    right_PG = result.verdicts_PG.cpu().numpy() == same_P[:, None]
+    right_P = right_PG.mean(axis=1)
     attributes = _named_rightly(result, questions, prompt)
     verdict_same, verdict_different = (float(right_P[which].mean()) for which in (same_P, ~same_P))
     shares = {
@@ -200,7 +201,7 @@ def heard_shares(result: ScoreResult, questions: Questions, prompt: Prompt) -> d
         "verdict_same": verdict_same,
         "verdict_different": verdict_different,
         "well_formed": float(result.well_formed_PG.double().mean()),
-        "mixed": float((result.rewards_PG != result.rewards_PG[:, :1]).any(dim=1).double().mean()),
+        "mixed": float((right_PG != right_PG[:, :1]).any(axis=1).mean()),
     }
     return {"attributes": attributes, **shares}
 

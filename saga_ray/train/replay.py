@@ -100,13 +100,25 @@ def replay(
             out |= _geometry(signal, scored, of_signal, num_micro_batches)
             for image, grad_LTD in of_signal.items():
                 grads[image] = grads[image] + grad_LTD if image in grads else grad_LTD
-    if grads and config.encoder.trainable == "all":
-        roots.append(_replayed_tokens(encoder, scored, list(grads)))
-        root_grads.append(torch.stack(list(grads.values())).to(roots[-1].dtype))
+    for images in _portions(list(grads), config.data.batch_size):
+        if config.encoder.trainable == "all":
+            roots.append(_replayed_tokens(encoder, scored, images))
+            root_grads.append(torch.stack([grads[image] for image in images]).to(roots[-1].dtype))
+        _backward(roots, root_grads)
+        roots, root_grads = [], []
+    _backward(roots, root_grads)
+    return out
+
+
+def _portions(images: list[ImageKey], size: int) -> list[list[ImageKey]]:
+    """No more images at once than the metric loss has: what fits there fits here, however long a step searched."""
+    return [images[start : start + size] for start in range(0, len(images), size)]
+
+
+def _backward(roots: list[Tensor], root_grads: list[Tensor | None]) -> None:
     wanted = [(root, grad) for root, grad in zip(roots, root_grads, strict=True) if root.requires_grad]
     if wanted:
         torch.autograd.backward([root for root, _ in wanted], [grad for _, grad in wanted])
-    return out
 
 
 def _carried(

@@ -164,7 +164,8 @@ def _search(
             scored.append(_ask(batch, tokens, compared, metric_grads_NTD, scorer, config, consensus))
             num_contributing += sum(context.gather(scored[-1].num_contributing))
             clock.lap("score")
-        if config.grpo.refill and (scorer is None or num_contributing >= config.grpo.contributing_pairs):
+        enough = not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
+        if config.grpo.refill and enough:
             break
     assert metric_losses, f"no micro-batch is left for step {step}"
     return Search(scored, metric_losses, anchor_losses, token_squared)
@@ -233,6 +234,10 @@ def _metric_gradient(
     if total.requires_grad:
         total.backward()
     grads_NTD = tokens_NLTD.grad[:, 0] if tokens_NLTD.grad is not None else None
+    if grads_NTD is not None and reference is not None and weights.anchor > 0:
+        leaf_NLTD = tokens_NLTD.detach().requires_grad_()
+        apart = weights.anchor * anchor_loss(leaf_NLTD, reference.tokens_NLTD) / context.world_size
+        grads_NTD = grads_NTD - torch.autograd.grad(apart, leaf_NLTD)[0][:, 0]
     return VisualTokens(tokens_NLTD.detach(), tokens.grid_hw), grads_NTD, float(loss.detach()), anchor
 
 

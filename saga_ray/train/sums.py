@@ -87,7 +87,7 @@ def step_metrics(
             losses["reference_kl"] = sums["reference_kl"] / max(1.0, sums["tokens"])
         if weights.consensus > 0:
             losses["consensus"] = sums["consensus"] / max(1.0, sums["taught"])
-        metrics |= _answers(sums) | _gradients(geometry)
+        metrics |= (_answers(sums) if sums["answers"] else {}) | _gradients(geometry)
     metrics |= {f"loss/{name}": value for name, value in losses.items()}
     metrics["loss/total"] = sum(getattr(weights, name) * value for name, value in losses.items())
     return metrics
@@ -100,7 +100,6 @@ def _answers(sums: Mapping[str, float]) -> dict[str, float]:
         "grpo/contributing_pairs": sums["chosen"],
         "grpo/malformed_share": sums["malformed"] / max(1.0, sums["answers"]),
         "grpo/tokens_per_answer": sums["tokens"] / max(1.0, sums["answers"]),
-        "grpo/tokens": sums["tokens"],
     }
 
 
@@ -121,9 +120,10 @@ def _gradients(geometry: Mapping[str, float]) -> dict[str, float]:
 
 
 def scorer_seconds(scored: list[Scored]) -> dict[str, float | str]:
-    """Seconds per stage inside the scorer, over this rank's requests, and the process that answered last."""
+    """Seconds per stage and tokens inside the scorer, over this rank's requests, and the process that answered last."""
     found: dict[str, float | str] = {}
     for result in (result for each in scored for result in each.results):
+        found["scorer/tokens"] = float(found.get("scorer/tokens", 0.0)) + float(result.counters.get("num_tokens", 0.0))
         for name, value in result.counters.items():
             if name.startswith("seconds/"):
                 stage = f"seconds/scorer/{name.removeprefix('seconds/')}"

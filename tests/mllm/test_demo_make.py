@@ -45,7 +45,7 @@ def test_an_interrupted_stage_ends_in_the_same_weights(tmp_path: Path, stage: st
 def test_a_checkpoint_of_another_plan_is_refused_with_both_plans(tmp_path: Path) -> None:
     make.make(tmp_path, 0, ["practice"], **TINY)
     with pytest.raises(ValueError, match=r"practice.safetensors: was begun with 1 steps .* now 2 "):
-        make.make(tmp_path, 0, ["practice"], scale=0.0025, batch_scale=0.1)
+        make.make(tmp_path, 0, ["practice"], scale=0.005, batch_scale=0.1)
 
 
 def test_pairs_before_its_parents_says_which_stage_is_missing(tmp_path: Path) -> None:

@@ -107,8 +107,10 @@ class Records:
 
     def write(self, record: Record) -> None:
         """Keep a record, in place of one that said that the same run had failed."""
-        self.folder.write(f"{record.name}.json", record.to_json())
-        self._known[record.name] = record
+        content = record.to_json()
+        self.folder.write(f"{record.name}.json", content)
+        # As it will be read by the next process: a choice among trials must not turn on digits that are not kept.
+        self._known[record.name] = Record.model_validate(json.loads(content))
 
 
 def rounded(value: Any, digits: int = 5) -> Any:

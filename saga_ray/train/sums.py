@@ -13,7 +13,7 @@ from saga_ray.types import ScoreResult
 
 _NAMES = (
     "pairs", "answers", "tokens", "reward", "malformed", "silent", "chosen", "chosen_tokens", "grpo", "attributes",
-    "reference_kl", "taught", "consensus",
+    "reference_kl", "taught", "consensus", "scored",
 )  # fmt: skip
 
 
@@ -21,6 +21,7 @@ def step_sums(scored: list[Scored], chosen: list[Chosen]) -> dict[str, float]:
     """Sums over this rank's pairs: of all that were scored, of the chosen ones, and of the lessons."""
     sums = dict.fromkeys(_NAMES, 0.0)
     for each in scored:
+        _add(sums, {"scored": sum(float(result.counters.get("num_tokens", 0.0)) for result in each.results)})
         if each.result is not None:
             _add(sums, _of_result(each.result))
         if each.lesson is not None:
@@ -87,6 +88,7 @@ def step_metrics(
             losses["reference_kl"] = sums["reference_kl"] / max(1.0, sums["tokens"])
         if weights.consensus > 0:
             losses["consensus"] = sums["consensus"] / max(1.0, sums["taught"])
+        metrics["scorer/tokens"] = sums["scored"]
         metrics |= (_answers(sums) if sums["answers"] else {}) | _gradients(geometry)
     metrics |= {f"loss/{name}": value for name, value in losses.items()}
     metrics["loss/total"] = sum(getattr(weights, name) * value for name, value in losses.items())
@@ -120,10 +122,9 @@ def _gradients(geometry: Mapping[str, float]) -> dict[str, float]:
 
 
 def scorer_seconds(scored: list[Scored]) -> dict[str, float | str]:
-    """Seconds per stage and tokens inside the scorer, over this rank's requests, and the process that answered last."""
+    """Seconds per stage inside the scorer, over this rank's requests, and the process that answered last."""
     found: dict[str, float | str] = {}
     for result in (result for each in scored for result in each.results):
-        found["scorer/tokens"] = float(found.get("scorer/tokens", 0.0)) + float(result.counters.get("num_tokens", 0.0))
         for name, value in result.counters.items():
             if name.startswith("seconds/"):
                 stage = f"seconds/scorer/{name.removeprefix('seconds/')}"

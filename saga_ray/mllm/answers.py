@@ -89,6 +89,11 @@ def parse_answer(text: str, verdict_key: str) -> Answer:
     return Answer(known.pop(), tuple(_spans(judged)), place)
 
 
+def plain(word: str) -> str:
+    """A name or value as it is compared: "Crown_color" is "crown color"."""
+    return " ".join(str(word).replace("_", " ").casefold().split())
+
+
 def _unescaped(inside: str) -> str:
     """What stands between the quotes of a JSON string, read; other scalars stay as they are written."""
     return scanstring(f'{inside}"', 0, False)[0]

@@ -26,7 +26,7 @@ from saga_ray.data.images import BrokenImageError
 from saga_ray.data.keyed import keyed_uniforms
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.leaderboard.consensus_page import write_consensus_page
-from saga_ray.mllm.answers import parse_answer, written_answer
+from saga_ray.mllm.answers import parse_answer, plain, written_answer
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
@@ -135,11 +135,6 @@ def lesson_pairs(num_images: int, num_shards: int) -> list[tuple[int, int]]:
     per_shard = num_images // num_shards
     half = per_shard // 2
     return [(start + i, start + half + i) for start in range(0, num_shards * per_shard, per_shard) for i in range(half)]
-
-
-def _plain(name: str) -> str:
-    """An attribute's name as it is compared: "Crown_color" is "crown color"."""
-    return " ".join(name.replace("_", " ").casefold().split())
 
 
 def _updated(old: Tally, new: Tally) -> Tally:
@@ -267,10 +262,10 @@ class Consensus:
         return found
 
     def _add(self, mine: list[tuple[int, dict[str, str]]]) -> None:
-        known = {_plain(name): name for name in self._prompt.attributes}
+        known = {plain(name): name for name in self._prompt.attributes}
         for rank in self._context.gather(mine):
             for label, description in rank:
-                said = {known[_plain(k)]: v.strip() for k, v in description.items() if _plain(k) in known}
+                said = {known[plain(k)]: v.strip() for k, v in description.items() if plain(k) in known}
                 add_description(self.tally, label, said)
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from saga_ray.config import RunConfig
 from saga_ray.encoder.encoder import Encoded, Encoder
-from saga_ray.mllm.answers import parse_answer
+from saga_ray.mllm.answers import parse_answer, plain
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.types import Dataset, ImagePair, ImageTable, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
@@ -207,8 +207,8 @@ def heard_shares(result: ScoreResult, questions: Questions, prompt: Prompt) -> d
 
 
 def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) -> dict[str, float]:
-    asked = {_plain(name) for name in prompt.attributes} if prompt.variant == "structured" else set()
-    columns = {name: column for column, name in enumerate(questions.attribute_names) if _plain(name) in asked}
+    asked = {plain(name) for name in prompt.attributes} if prompt.variant == "structured" else set()
+    columns = {name: column for column, name in enumerate(questions.attribute_names) if plain(name) in asked}
     if questions.truth_NA is None or not columns:
         return {}
     right = dict.fromkeys(columns, 0)
@@ -219,7 +219,7 @@ def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) ->
             said = said_of_images(text, prompt.verdict_key) if is_whole else ({}, {})
             for words, truth_A in zip(said, truths, strict=True):
                 for name, column in columns.items():
-                    right[name] += words.get(_plain(name)) == _plain(truth_A[column])
+                    right[name] += words.get(plain(name)) == plain(truth_A[column])
     num_described = 2 * sum(map(len, result.texts_PG))
     return {name: count / num_described for name, count in right.items()}
 
@@ -231,12 +231,8 @@ def said_of_images(text: str, verdict_key: str) -> tuple[dict[str, str], dict[st
     """
     said: tuple[dict[str, str], dict[str, str]] = ({}, {})
     for span in parse_answer(text, verdict_key).spans:
-        said[span.image][_plain(span.attribute)] = _plain(text[span.start : span.stop])
+        said[span.image][plain(span.attribute)] = plain(text[span.start : span.stop])
     return said
-
-
-def _plain(word: str) -> str:
-    return " ".join(str(word).replace("_", " ").casefold().split())
 
 
 def validation_questions(config: RunConfig, dataset: Dataset, num_pairs: int = NUM_VALIDATION_PAIRS) -> Questions:

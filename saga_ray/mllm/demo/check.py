@@ -316,7 +316,7 @@ def card_text(card: dict) -> str:
         "| stage | steps | last figures |",
         "|---|---|---|",
     ]
-    for stage in ("tower", "practice", "pairs"):
+    for stage in ("tower", "practice", "pairs", "polish"):
         if stage in card["training"]:
             about = card["training"][stage]
             last = {k: v for k, v in about["curve"][-1].items() if k not in ("step", "seconds")}

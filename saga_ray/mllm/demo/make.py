@@ -1,9 +1,11 @@
 """Make the demo MLLM from nothing: `python -m saga_ray.mllm.demo.make`.
 
-Three stages, each resumed where it ended: the tower learns from captions and names; the language model practises comparing
-words; then both learn to describe and compare pictures. All pictures are fresh and clean, of birds of the MLLM's half.
+Four stages, each resumed where it ended: the tower learns from captions and names; the language model practises comparing
+words; both learn to describe and compare pictures; the language model alone does so more gently, until its answers keep
+their form at temperature 1. All pictures are fresh and clean, of birds of the MLLM's half.
 """
 
+import functools
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +23,9 @@ PLANS = {
     "tower": StagePlan("tower", num_steps=1800, lr=2.5e-3),
     "practice": StagePlan("practice", num_steps=400, lr=2e-3),
     "pairs": StagePlan("pairs", num_steps=800, lr=1e-3),
+    "polish": StagePlan("polish", num_steps=600, lr=4e-4),
 }
-BATCH = {"tower": 128, "practice": 64, "pairs": 48}
+BATCH = {"tower": 128, "practice": 64, "pairs": 48, "polish": 48}
 """Pictures, then pairs, of a step."""
 
 
@@ -46,6 +49,9 @@ def stage_parts(stage: str, learner: talking.Learner, batch: int, fast: bool):
     if stage == "practice":
         parameters = [*language.parameters(), *learner.probe.parameters()]
         return [(parameters, 1.0)], lambda rng, step: talking.practice_loss(learner, rng, batch, fast=fast)
+    if stage == "polish":
+        polish = functools.partial(talking.pairs_loss, learner, num_pairs=batch, teach_tower=False, fast=fast)
+        return [(list(language.parameters()), 1.0)], lambda rng, step: polish(rng)
     groups = [([*language.parameters(), *deepstack, *learner.comparer.parameters()], 1.0), (rest + teacher, 0.5)]
     return groups, lambda rng, step: talking.pairs_loss(learner, rng, batch, fast=fast)
 
@@ -66,27 +72,30 @@ def make(
     learner = talking.Learner(seed)
     for stage in stages:
         plan = replace(PLANS[stage], num_steps=max(1, round(PLANS[stage].num_steps * scale)))
-        if stage == "pairs":
-            begin_pairs(learner, out)
+        begin_stage(stage, learner, out)
         batch = max(8, round(BATCH[stage] * batch_scale) // 4 * 4)
         groups, loss = stage_parts(stage, learner, batch, fast)
         run_stage(plan, learner, groups, loss, out, seed)
     return learner
 
 
-def begin_pairs(learner: talking.Learner, out: Path) -> None:
-    """Bring together the tower of the first stage and the language model of the second."""
-    for stage, prefixes in (
-        ("tower", ("model.model.visual", "teacher")),
-        ("practice", ("model.model.language", "probe")),
-    ):
-        weights = out / f"{stage}.safetensors"
+FROM = {
+    "pairs": {"tower": ("model.model.visual", "teacher"), "practice": ("model.model.language", "probe")},
+    "polish": {"pairs": ("model",)},
+}
+"""What a stage takes from the ones before: from whose checkpoint the parameters with which prefixes."""
+
+
+def begin_stage(stage: str, learner: talking.Learner, out: Path) -> None:
+    """Load what a stage builds on; `pairs` brings together the tower of one stage and the language model of another."""
+    for before, prefixes in FROM.get(stage, {}).items():
+        weights = out / f"{before}.safetensors"
         if not weights.exists():
-            raise ValueError(f"{weights}: missing; the stage `{stage}` comes before `pairs`")
+            raise ValueError(f"{weights}: missing; the stage `{before}` comes before `{stage}`")
         about = read_about(weights)
         if about["step"] < about["num_steps"]:
             raise ValueError(
-                f"{weights}: stage `{stage}` is at step {about['step']} of {about['num_steps']}; let it end first"
+                f"{weights}: stage `{before}` is at step {about['step']} of {about['num_steps']}; let it end first"
             )
         for prefix in prefixes:
             load_learner(learner, load_file(weights), prefix)
@@ -122,7 +131,7 @@ def main(
     chosen = list(stages) or list(PLANS)
     fast = torch.cpu._is_amx_tile_supported() if fast is None else fast
     learner = make(work, seed, chosen, scale, batch_scale, fast)
-    if "pairs" in chosen:
+    if "polish" in chosen:
         save_folder(learner.model, out)
         click.echo(f"{out}: written; `python -m saga_ray.mllm.demo.check` measures it", err=True)
 

@@ -1,4 +1,4 @@
-"""Stages 2 and 3: the language model learns to compare words, then to describe and compare pictures."""
+"""Stages 2 to 4: the language model learns to compare words, then to describe and compare pictures."""
 
 import functools
 
@@ -214,19 +214,20 @@ def pairs_loss(
     *,
     corrupted_share: float = 0.4,
     generic_share: float = 0.25,
+    teach_tower: bool = True,
     fast: bool = False,
 ) -> tuple[Tensor, dict[str, float]]:
     """Describe and compare pictures: the whole answer, beside the tower's own losses.
 
     In a share of the pairs some written words are wrong: those words are not learned, but differences and verdict follow
-    what is written, so the verdict comes to depend on the words and not on the pictures.
+    what is written, so the verdict comes to depend on the words and not on the pictures. Without `teach_tower` the tower
+    stays as it is, and only the answers are learned.
     """
     first, second = pair_vectors(rng, num_pairs)
     shown_NA = np.stack([first, second], 1).reshape(-1, words.NUM_ATTRIBUTES)
     images, parts_NAT = tower.training_pictures(rng, shown_NA)
-    with tower.half_precision(fast):
+    with tower.half_precision(fast), torch.set_grad_enabled(teach_tower):
         levels = tower.tower_levels(learner.model.model.visual, images)
-    captioned, seen = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(shown_NA), parts_NAT)
 
     num_generic = round(generic_share * num_pairs)
     told = np.arange(num_pairs) >= num_generic
@@ -249,13 +250,16 @@ def pairs_loss(
     weights_PR[torch.from_numpy(~told)] *= GENERIC_WEIGHT
     with tower.half_precision(fast):
         last, probed = hidden_states(learner.model, ids_PR, levels)
-    differs = torch.from_numpy(first != second).float()
-    comparing, compared = comparison_loss(learner, probed, parts_NAT[1::2], differs)
     loss, right = answer_loss(learner.model, last.float(), ids_PR, weights_PR)
     form = form_loss(learner.model, last[structured_rows].float(), ids_PR[structured_rows], start)
     read = right[structured_rows][:, values - 1][torch.from_numpy(~wrong[told])].float().mean().item()
-    numbers = {"answer": loss.item(), "form": form.item(), "words": read, **_told(right[told], ids_PR[told]), **seen}
-    numbers["compared"] = compared
+    numbers = {"answer": loss.item(), "form": form.item(), "words": read, **_told(right[told], ids_PR[told])}
     if num_generic:
         numbers["generic"] = _told(right[~told], ids_PR[~told])["differences"]
-    return loss + FORM_WEIGHT * form + 0.5 * comparing + 0.5 * captioned, numbers
+    total = loss + FORM_WEIGHT * form
+    if teach_tower:
+        captioned, seen = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(shown_NA), parts_NAT)
+        differs = torch.from_numpy(first != second).float()
+        comparing, compared = comparison_loss(learner, probed, parts_NAT[1::2], differs)
+        total, numbers = total + 0.5 * comparing + 0.5 * captioned, numbers | seen | {"compared": compared}
+    return total, numbers

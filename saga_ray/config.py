@@ -65,7 +65,7 @@ class DataConfig(Config):
     """Demo world only: which world is drawn."""
     confound: Share = 0.5
     """Demo world only: how much habitat and light go with the class among training classes."""
-    gap: Literal["washed-out", "filter", "quarter-turn"] = "washed-out"
+    gap: Literal["washed-out", "filter", "quarter-turn", "washed-out+quarter-turn", "filter+quarter-turn"] = "washed-out"
     """Demo world only: the systematic difference between its pictures and those the demo MLLM was made on."""
     shift: Share = 0.7
     """Demo world only: strength of that gap."""

@@ -46,7 +46,7 @@ POSE, FLIP, TURN, SCALE, STRETCH, PLACE_X, PLACE_Y, SCENE, SCENE_X, SCENE_Y, LIG
 )
 NUM_PARAMETERS = 16
 
-GAPS = ("washed-out", "filter", "quarter-turn")
+GAPS = ("washed-out", "filter", "quarter-turn", "washed-out+quarter-turn", "filter+quarter-turn")
 DRAWING_VERSION = 3
 """Part of every fingerprint; raise it with any change that moves a pixel."""
 SMALL_ATLAS = 256
@@ -177,7 +177,7 @@ def _draw_chunk(attributes, parameters, habitat, size, gap, shift):
 
     p = parameters
     axis = ((np.arange(size) + 0.5) / size * 2.0 - 1.0).astype(np.float32)
-    turn = np.float32(0.5 * np.pi * shift if gap == "quarter-turn" else 0.0)
+    turn = np.float32(0.5 * np.pi * shift if gap.endswith("quarter-turn") else 0.0)
     to_bird, pose = _atlas_maps(p, turn)
     total = np.zeros((num, size, size, 4), np.uint16)
     for dy in (-0.25, 0.25):
@@ -250,14 +250,15 @@ def _cell(affine, px, py, atlas_size):
 
 def _apply_gap(image, gap, shift):
     """The systematic gap: the same for every picture of a world, and one that an encoder could undo."""
-    if shift == 0 or gap == "quarter-turn":  # the turn was applied to the geometry
+    color = gap.split("+")[0]
+    if shift == 0 or color == "quarter-turn":  # the turn was applied to the geometry
         return image
     gray = np.array([0.30, 0.59, 0.11], np.float32)
-    if gap == "washed-out":  # saturation and contrast fall towards a pale paper
+    if color == "washed-out":  # saturation and contrast fall towards a pale paper
         saturation, contrast = 1.0 - 0.92 * shift, 1.0 - 0.60 * shift
         matrix = contrast * (saturation * np.eye(3) + (1 - saturation) * np.outer(gray, np.ones(3)))
         return image @ matrix.astype(np.float32) + np.float32((1 - contrast) * 190)
-    if gap == "filter":  # the channels are turned about the gray axis, as by a wrong film
+    if color == "filter":  # the channels are turned about the gray axis, as by a wrong film
         angle = shift * 2 * np.pi / 3
         cos, sin, third = np.cos(angle), np.sin(angle), 1 / 3
         a, b = cos + third * (1 - cos), third * (1 - cos)

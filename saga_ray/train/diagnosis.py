@@ -30,7 +30,6 @@ MAX_MAP_CELLS = 64
 """Larger grids are left out of the record, which stays small."""
 _BIRD = ("crown color", "breast color", "belly color", "wing color", "tail shape", "bill shape", "leg color")
 """Attributes whose places do not overlap and together are all that shows any attribute; the others lie on top of them."""
-_KEEPS_GEOMETRY = ("washed-out", "filter")
 _DIGITS = 4
 
 
@@ -214,17 +213,16 @@ def _mean_correlation(first_MT: np.ndarray, second_MT: np.ndarray) -> float | No
 def bird_cells(table: ImageTable, rows_N: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray | None:
     """Share of every token's cell in which some attribute of the drawn bird is seen, (N, T) in [0, 1].
 
-    None for pictures that were not drawn here, and for worlds whose gap moves the bird.
+    None for pictures that were not drawn here.
     """
     source = getattr(table.source, "source", table.source)  # what keeps pictures in memory stands before the drawing
     if not isinstance(source, DemoSource) or grid_hw[0] != grid_hw[1]:
         return None
     world, cells, number = source.world, grid_hw[0], SPLITS.index(source.split)
-    if world.shift > 0 and world.gap not in _KEEPS_GEOMETRY:
-        return None
     vectors_CA = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes)[number]
     parameters, _ = nuisance(world, source.split, rows_N)
-    shown_NAHW = birds.parts(vectors_CA[rows_N // world.num_images[number]], parameters, cells, points=8 * cells)
+    attributes_NA, turn = vectors_CA[rows_N // world.num_images[number]], birds.turn_of(world.gap, world.shift)
+    shown_NAHW = birds.parts(attributes_NA, parameters, cells, points=8 * cells, turn=turn)
     bird_NHW = shown_NAHW[:, [birds.NAMES.index(name) for name in _BIRD]].sum(axis=1)
     return bird_NHW.reshape(len(rows_N), -1).astype(np.float64)
 

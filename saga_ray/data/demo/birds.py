@@ -113,13 +113,21 @@ _SHOWN_BY = {
 }
 
 
-def parts(attributes: np.ndarray, parameters: np.ndarray, cells: int, *, points: int = 32) -> np.ndarray:
-    """Where each attribute is to be seen in clean pictures: its share of every cell of a square grid.
+def turn_of(gap: str, shift: float) -> float:
+    """By how much a gap turns every picture, in radians."""
+    return 0.5 * np.pi * shift if gap.endswith("quarter-turn") else 0.0
+
+
+def parts(
+    attributes: np.ndarray, parameters: np.ndarray, cells: int, *, points: int = 32, turn: float = 0.0
+) -> np.ndarray:
+    """Where each attribute is to be seen: its share of every cell of a square grid.
 
     Args:
         attributes, parameters: as for `draw`.
         cells: cells along an edge.
         points: samples along an edge of the picture, a multiple of `cells`.
+        turn: of the pictures, see `turn_of`.
 
     Returns:
         (pictures, 10, cells, cells) float32 in [0, 1].
@@ -129,7 +137,7 @@ def parts(attributes: np.ndarray, parameters: np.ndarray, cells: int, *, points:
         shows[material, [NAMES.index(name) for name in names]] = 1.0
     num = len(attributes)
     parameters = parameters.astype(np.float32)
-    index = _atlas_index(*_atlas_maps(parameters, 0.0), 0.0, 0.0, points, SMALL_ATLAS)
+    index = _atlas_index(*_atlas_maps(parameters, turn), 0.0, 0.0, points, SMALL_ATLAS)
     labels = label_maps(SMALL_ATLAS)[0][index]
     material = _materials(attributes, SMALL_ATLAS)[np.arange(num)[:, None, None], labels]
     per = points // cells
@@ -177,7 +185,7 @@ def _draw_chunk(attributes, parameters, habitat, size, gap, shift):
 
     p = parameters
     axis = ((np.arange(size) + 0.5) / size * 2.0 - 1.0).astype(np.float32)
-    turn = np.float32(0.5 * np.pi * shift if gap.endswith("quarter-turn") else 0.0)
+    turn = np.float32(turn_of(gap, shift))
     to_bird, pose = _atlas_maps(p, turn)
     total = np.zeros((num, size, size, 4), np.uint16)
     for dy in (-0.25, 0.25):

@@ -63,15 +63,21 @@ class DataConfig(Config):
     """Largest random displacement of training images, as a share of the side."""
     world_seed: int = Field(0, ge=0)
     """Demo world only: which world is drawn."""
-    confound: Share = 0.5
-    """Demo world only: how much habitat and light go with the class among training classes."""
-    gap: Literal["washed-out", "filter", "quarter-turn", "washed-out+quarter-turn", "filter+quarter-turn"] = "washed-out"
+    confound: Share = 1.0
+    """Demo world only: the share of training pictures that show the home of their class, in place and light."""
+    home: Literal["habitat", "place"] = "place"
+    """Demo world only: whether that home is a kind of habitat, or one place."""
+    gap: Literal["washed-out", "filter", "quarter-turn", "washed-out+quarter-turn", "filter+quarter-turn"] = (
+        "washed-out+quarter-turn"
+    )
     """Demo world only: the systematic difference between its pictures and those the demo MLLM was made on."""
-    shift: Share = 0.7
+    shift: Share = 0.45
     """Demo world only: strength of that gap."""
+    tied: int = Field(5, ge=0, le=5)
+    """Demo world only: how many of the ten attributes follow others among training classes, and only there."""
     neighbour_distance: int = Field(4, ge=1, le=10)
     """Demo world only: attributes in which neighbouring classes differ."""
-    num_classes: tuple[int, int, int] = (100, 20, 80)
+    num_classes: tuple[int, int, int] = (100, 40, 80)
     """Demo world only: training, validation and test classes."""
     num_images: tuple[int, int, int] = (30, 20, 20)
     """Demo world only: images per training, validation and test class."""

@@ -219,7 +219,7 @@ def bird_cells(table: ImageTable, rows_N: np.ndarray, grid_hw: tuple[int, int]) 
     if not isinstance(source, DemoSource) or grid_hw[0] != grid_hw[1]:
         return None
     world, cells, number = source.world, grid_hw[0], SPLITS.index(source.split)
-    vectors_CA = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes)[number]
+    vectors_CA = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes, world.tied)[number]
     parameters, _ = nuisance(world, source.split, rows_N)
     attributes_NA, turn = vectors_CA[rows_N // world.num_images[number]], birds.turn_of(world.gap, world.shift)
     shown_NAHW = birds.parts(attributes_NA, parameters, cells, points=8 * cells, turn=turn)

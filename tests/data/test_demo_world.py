@@ -30,17 +30,17 @@ def test_a_pickled_source_draws_the_same_pictures_and_is_small() -> None:
 
 def test_splits_have_the_asked_sizes_and_no_class_twice() -> None:
     dataset = demo_dataset(_data())
-    assert [len(dataset.split(name).class_names) for name in world.SPLITS] == [100, 20, 80]
-    assert [len(dataset.split(name)) for name in world.SPLITS] == [3000, 400, 1600]
+    assert [len(dataset.split(name).class_names) for name in world.SPLITS] == [100, 40, 80]
+    assert [len(dataset.split(name)) for name in world.SPLITS] == [3000, 800, 1600]
     vectors = np.concatenate([np.unique(dataset.split(name).truth_NA, axis=0) for name in world.SPLITS])
-    assert len(np.unique(vectors, axis=0)) == 200
+    assert len(np.unique(vectors, axis=0)) == 220
     ids = [i for name in world.SPLITS for i in dataset.split(name).image_ids]
-    assert len(set(ids)) == 5000 and ids[123] == "demo-w0-train-000123"
+    assert len(set(ids)) == 5400 and ids[123] == "demo-w0-train-000123"
 
 
 def test_worlds_and_the_pool_of_the_mllm_share_no_attribute_vector() -> None:
     for seed in range(3):
-        vectors = np.concatenate(world.class_vectors(seed, 4, (100, 20, 80)))
+        vectors = np.concatenate(world.class_vectors(seed, 4, (100, 40, 80), 4))
         assert not world.is_mllm_pool(vectors).any()
     rng = np.random.default_rng(0)
     assert world.is_mllm_pool(world.clean_batch(rng, 50)[1]).all()
@@ -55,7 +55,7 @@ def test_the_hash_gives_about_half_of_all_vectors_to_the_pool() -> None:
 
 @pytest.mark.parametrize("distance", [2, 4, 6])
 def test_neighbours_differ_in_exactly_the_asked_number_of_attributes(distance: int) -> None:
-    for vectors in world.class_vectors(3, distance, (40, 12, 20)):
+    for vectors in world.class_vectors(3, distance, (40, 12, 20), 0):
         for family in range(0, len(vectors), world.FAMILY_SIZE):
             members = vectors[family : family + world.FAMILY_SIZE]
             assert ((members[1:] != members[0]).sum(1) == distance).all()
@@ -106,6 +106,38 @@ def test_family_members_live_apart_when_fully_confounded() -> None:
     _, habitat = world.nuisance(world.DemoWorld(confound=1.0), "train", np.arange(0, 3000, 30))
     for family in habitat.reshape(-1, world.FAMILY_SIZE):
         assert len(set(family)) == world.FAMILY_SIZE
+
+
+def test_every_training_class_has_a_place_of_its_own_when_fully_confounded() -> None:
+    columns = [birds.SCENE, birds.SCENE_X, birds.SCENE_Y]
+
+    def widest(split: str, home: str) -> np.ndarray:
+        number = world.SPLITS.index(split)
+        spec = world.DemoWorld(home=home)
+        parameters, _ = world.nuisance(spec, split, np.arange(spec.num_classes[number] * spec.num_images[number]))
+        places = parameters[:, columns].reshape(spec.num_classes[number], spec.num_images[number], 3)
+        return np.ptp(places, axis=1).max(0)
+
+    assert widest("train", "place")[0] == 0 and widest("train", "place").max() <= 0.2
+    assert widest("test", "place").min() > 0.9 and widest("train", "habitat").min() > 0.9
+
+
+@pytest.mark.parametrize("tied", [0, 3, 5])
+def test_attributes_follow_others_among_training_classes_only(tied: int) -> None:
+    def num_followers(vectors: np.ndarray) -> int:
+        """Attributes that some other attribute of the class tells."""
+        told = [
+            [len({(a, b) for a, b in vectors[:, [lead, column]]}) == len(set(vectors[:, lead])) for lead in range(10)]
+            for column in range(10)
+        ]
+        return sum(sum(row) > 1 for row in told)
+
+    train, _, test = world.class_vectors(0, 4, (100, 40, 80), tied)
+    # An attribute of four values that follows one of as many is also followed by it.
+    assert num_followers(train) >= tied and (tied > 0 or num_followers(train) == 0)
+    assert num_followers(test) == 0
+    distance = (train[:, None] != train).sum(-1) + 10 * np.eye(len(train), dtype=int)
+    assert distance.min() == 4
 
 
 @pytest.mark.parametrize("gap", birds.GAPS)
@@ -172,7 +204,7 @@ def test_larger_pictures_show_the_same_bird() -> None:
 def test_pictures_have_not_changed_without_a_new_drawing_version() -> None:
     """Means over blocks, rounded, so that another processor's last bit does not matter."""
     assert birds.DRAWING_VERSION == 3
-    world = _data(gap="filter+quarter-turn", shift=0.5, confound=0.5)
+    world = _data(gap="filter+quarter-turn", shift=0.5, confound=0.5, home="habitat", tied=0)
     pictures = demo_dataset(world).train.source.load([0, 1, 2, 500, 2999], 64)
     blocks = pictures.reshape(5, 4, 16, 4, 16, 3).mean((2, 4))
     expected = np.load(__file__.replace("test_demo_world.py", "demo_blocks.npy"))

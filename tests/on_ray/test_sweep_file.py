@@ -123,7 +123,7 @@ def test_what_is_typed_stands_above_the_file(tmp_path: Path) -> None:
 
 
 def test_what_changes_the_data_is_not_searched(tmp_path: Path) -> None:
-    keys = ["root", "image_size", "validation_share", "world_seed", "confound", "gap", "shift", "neighbour_distance",
+    keys = ["root", "image_size", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied", "neighbour_distance",
             "num_classes", "num_images"]  # fmt: skip
     for key in keys:
         with pytest.raises(ConfigError, match=rf"data\.{key} cannot be searched: it changes the data") as caught:
@@ -132,11 +132,12 @@ def test_what_changes_the_data_is_not_searched(tmp_path: Path) -> None:
 
 
 def test_a_key_of_the_data_is_searched_only_if_the_fingerprint_does_not_know_it(tmp_path: Path) -> None:
-    small = {"data.num_classes": [8, 4, 4], "data.num_images": [2, 2, 2], "data.classes_per_batch": 8}
+    small = {"data.num_classes": [8, 4, 4], "data.tied": 0, "data.num_images": [2, 2, 2], "data.classes_per_batch": 8}
     config = resolve("demo", overrides=small)
     known = load_dataset(config).fingerprint
     changed = {
-        "data.world_seed": 1, "data.confound": 0.1, "data.gap": "filter", "data.shift": 0.1,
+        "data.world_seed": 1, "data.confound": 0.1, "data.home": "habitat", "data.gap": "filter", "data.shift": 0.1,
+        "data.tied": 1,
         "data.neighbour_distance": 5, "data.num_classes": [9, 4, 4], "data.num_images": [3, 2, 2],
         "data.verify_counts": False, "data.classes_per_batch": 16, "data.images_per_class": 2, "data.num_shards": 2,
         "data.pairs_per_batch": 4, "data.hard_share": 0.1, "data.flip": False, "data.shift_pixels": 0.3,

@@ -17,7 +17,20 @@ SPLITS = ("train", "validation", "test")
 FAMILY_SIZE = 4
 """Classes of a family; each differs from the first in exactly `neighbour_distance` attributes."""
 _POOL_SALT = np.uint64(0x5A6A_0001)
+_TIES = tuple(
+    (birds.NAMES.index(tied), birds.NAMES.index(to))
+    for tied, to in (
+        ("leg color", "belly color"),
+        ("bill color", "crown color"),
+        ("tail shape", "breast pattern"),
+        ("bill shape", "wing pattern"),
+        ("breast color", "wing color"),
+    )
+)
+"""Which attributes follow which others among training classes; the first `tied` of them do."""
 _MAX_TRIES = 20_000
+_PLACE_SPREAD = 0.2
+"""How far pictures of one place lie apart, as a share of the scene."""
 
 
 def is_mllm_pool(vectors: np.ndarray) -> np.ndarray:
@@ -41,27 +54,31 @@ class DemoWorld:
     """All that decides a world's pictures; the same fields in `DataConfig` say what they mean."""
 
     world_seed: int = 0
-    confound: float = 0.5
-    gap: str = "washed-out"
-    shift: float = 0.7
+    confound: float = 1.0
+    home: str = "place"
+    gap: str = "washed-out+quarter-turn"
+    shift: float = 0.45
+    tied: int = 5
     neighbour_distance: int = 4
-    num_classes: tuple[int, int, int] = (100, 20, 80)
+    num_classes: tuple[int, int, int] = (100, 40, 80)
     num_images: tuple[int, int, int] = (30, 20, 20)
 
 
 @functools.lru_cache(maxsize=8)
 def class_vectors(
-    world_seed: int, neighbour_distance: int, num_classes: tuple[int, int, int]
+    world_seed: int, neighbour_distance: int, num_classes: tuple[int, int, int], tied: int
 ) -> tuple[np.ndarray, ...]:
     """Attribute vectors of the classes of each split, disjoint, none of them in the MLLM's pool.
 
     A family's members differ from its first in exactly `neighbour_distance` attributes, and any two classes of the world
-    in at least as many.
+    in at least as many. Among training classes some attributes follow others, so that these alone tell classes apart: what
+    the labels of training classes do not ask for, and new classes need.
 
     Args:
         world_seed: which world.
         neighbour_distance: attributes in which neighbours differ.
         num_classes: training, validation and test classes.
+        tied: how many attributes follow others among training classes.
 
     Returns:
         Three int64 arrays (classes, 10), families in a row.
@@ -81,9 +98,13 @@ def class_vectors(
             if tries > _MAX_TRIES:
                 raise ValueError(
                     f"data.num_classes: {num_classes} classes that differ in data.neighbour_distance={neighbour_distance} "
-                    f"attributes were not found; ask for fewer classes or a smaller distance"
+                    f"attributes were not found; ask for fewer classes, a smaller distance or fewer data.tied (now {tied})"
                 )
             candidate = _candidate(first, uniforms, neighbour_distance)
+            if split == 0 and tied:
+                candidate = _tie(candidate, tied)
+                if first is not None and (candidate != first).sum() != neighbour_distance:
+                    continue
             if is_mllm_pool(candidate):
                 continue
             if accepted and (np.stack(accepted) != candidate).sum(1).min() < neighbour_distance:
@@ -105,11 +126,20 @@ def _candidate(first: np.ndarray | None, uniforms: np.ndarray, distance: int) ->
     return neighbour
 
 
+def _tie(vector: np.ndarray, tied: int) -> np.ndarray:
+    """Let attributes follow others, value by value."""
+    vector = vector.copy()
+    for follower, leader in _TIES[:tied]:
+        vector[follower] = vector[leader] % birds.NUM_VALUES[follower]
+    return vector
+
+
 def nuisance(world: DemoWorld, split: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Pose, place, light and habitat of pictures; they go with the class in training as far as `confound` says.
 
     Every training class has a home habitat and a home light; the members of a family have different homes, as
-    neighbouring species do. A picture shows its home with probability `confound`. Validation and test never do.
+    neighbouring species do. With `home="place"` it is one place of that habitat, as of a species photographed by few
+    people. A picture shows its home with probability `confound`. Validation and test never do.
 
     Args:
         world: which world.
@@ -126,7 +156,13 @@ def nuisance(world: DemoWorld, split: str, rows: np.ndarray) -> tuple[np.ndarray
     if split == "train" and world.confound > 0:
         classes = np.asarray(rows) // world.num_images[number]
         family, member = classes // FAMILY_SIZE, classes % FAMILY_SIZE
-        habitat = np.where(home_u[:, 0] < world.confound, (member + family) % len(habitats.NAMES), habitat)
+        lives_here = home_u[:, 0] < world.confound
+        habitat = np.where(lives_here, (member + family) % len(habitats.NAMES), habitat)
+        if world.home == "place":
+            place = keyed_uniforms((13, world.world_seed), classes, 3)
+            place[:, 1:] += _PLACE_SPREAD * (parameters[:, [birds.SCENE_X, birds.SCENE_Y]] - place[:, 1:])
+            columns = [birds.SCENE, birds.SCENE_X, birds.SCENE_Y]
+            parameters[:, columns] = np.where(lives_here[:, None], place, parameters[:, columns])
         home_light = (member * 2 + family) % FAMILY_SIZE / FAMILY_SIZE + parameters[:, birds.LIGHT] / FAMILY_SIZE
         at_home = light_u[:, 0] < world.confound
         parameters[:, birds.LIGHT] = np.where(at_home, home_light, parameters[:, birds.LIGHT])
@@ -144,7 +180,7 @@ class DemoSource:
         """Draw `rows` as uint8 (N, size, size, 3); a row's picture does not depend on the others of the call."""
         rows_N = np.asarray(rows, np.int64)
         world, number = self.world, SPLITS.index(self.split)
-        vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes)[number]
+        vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes, world.tied)[number]
         parameters, habitat = nuisance(world, self.split, rows_N)
         attributes_NA = vectors[rows_N // world.num_images[number]]
         return birds.draw(attributes_NA, parameters, habitat, size, gap=world.gap, shift=world.shift)
@@ -159,7 +195,7 @@ def demo_dataset(data: DataConfig) -> Dataset:
     """The three splits of the demo world; nothing is drawn before a picture is asked for.
 
     Args:
-        data: `world_seed`, `confound`, `gap`, `shift`, `neighbour_distance`, `num_classes`, `num_images`.
+        data: `world_seed`, `confound`, `home`, `gap`, `shift`, `tied`, `neighbour_distance`, `num_classes`, `num_images`.
 
     Returns:
         The data set, with the true attributes of every picture for evaluation only.
@@ -173,7 +209,7 @@ def demo_dataset(data: DataConfig) -> Dataset:
             raise ValueError(
                 f"data.{key}: {getattr(world, key)} has a number below {least}; every split needs at least {least}"
             )
-    vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes)
+    vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes, world.tied)
     tables = [_table(world, split, vectors[number]) for number, split in enumerate(SPLITS)]
     described = {"world": asdict(world), "size": data.image_size, "drawing": birds.DRAWING_VERSION}
     described["vectors"] = [part.tolist() for part in vectors]

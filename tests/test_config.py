@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saga_ray.config import DATASETS, RunConfig
@@ -231,6 +231,7 @@ TREES = st.recursive(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # of a machine that does other things too
 @given(st.dictionaries(KEYS, TREES, max_size=3))
 def test_flat_and_nested_are_inverse(tree: dict[str, object]) -> None:
     assert nested(flat(tree)) == tree

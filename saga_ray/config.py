@@ -64,7 +64,7 @@ class DataConfig(Config):
     world_seed: int = Field(0, ge=0)
     """Demo world only: which world is drawn."""
     confound: Share = 1.0
-    """Demo world only: the share of training pictures that show the home of their class, in place and light."""
+    """Demo world only: the share of training pictures taken at the home of their class, and that of its light."""
     home: Literal["habitat", "place"] = "place"
     """Demo world only: whether that home is a kind of habitat, or one place."""
     gap: Literal["washed-out", "filter", "quarter-turn", "washed-out+quarter-turn", "filter+quarter-turn"] = (
@@ -74,7 +74,8 @@ class DataConfig(Config):
     shift: Share = 0.45
     """Demo world only: strength of that gap."""
     tied: int = Field(5, ge=0, le=5)
-    """Demo world only: how many of the ten attributes follow others among training classes, and only there."""
+    """Demo world only: how many of the ten attributes follow others among training classes, and only there. Followers change
+    with what they follow: 5 leaves room for about 100 training classes, and hardly for an odd neighbour_distance."""
     neighbour_distance: int = Field(4, ge=1, le=10)
     """Demo world only: attributes in which neighbouring classes differ."""
     num_classes: tuple[int, int, int] = (100, 40, 80)

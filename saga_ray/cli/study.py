@@ -134,7 +134,7 @@ def study_from_file(
         of_study = Storage.open(runs).child(study.name)
         with progress() as shown:
             shown.stage(f"{len(study.rows)} rows on {study.dataset}, {num_jobs} at a time")
-            with _hands(local, jobs, num_jobs, of_study.uri, keep_runs) as hands:
+            with _hands(local, jobs, num_jobs, of_study.uri, keep_runs, planner.plan(records.get, wanted)) as hands:
                 limit_s = None if limit_minutes is None else 60 * limit_minutes
                 plan = run_study(planner, records, hands, shown, blocks=wanted, limit_s=limit_s)
         say(_how_far(plan, records, num_jobs))
@@ -150,14 +150,14 @@ def _sets(assignments: Sequence[str]) -> list[str]:
     return [word for text in assignments for word in ("--set", text)]
 
 
-def _hands(local: bool, jobs: int | None, num_jobs: int, runs_uri: str, keep_runs: bool) -> Any:
+def _hands(local: bool, jobs: int | None, num_jobs: int, runs_uri: str, keep_runs: bool, plan: Plan) -> Any:
     if local:
         from saga_ray.study.run import local_hands
 
         return local_hands(num_jobs, runs_uri, keep_runs)
     from saga_ray.on_ray.study import ray_hands
 
-    return ray_hands(jobs, runs_uri, keep_runs)
+    return ray_hands(jobs, runs_uri, keep_runs, [task.config.resources for task in plan.tasks])
 
 
 def _how_far(plan: Plan, records: Records, jobs: int) -> str:

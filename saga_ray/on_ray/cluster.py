@@ -148,11 +148,11 @@ def _knock(address: str) -> None:
 
 def _check(configs: Sequence[RunConfig], concurrent: int) -> None:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not _autoscales():
+    if not autoscales():
         check_feasible(configs, nodes, "the Ray cluster", concurrent)
 
 
-def _autoscales() -> bool:
+def autoscales() -> bool:
     """True where nodes may still come, so that what is there now says nothing."""
     from ray._private.state import state
 

@@ -1,32 +1,53 @@
-"""The tasks of a study on Ray: one CPU each, anywhere in the cluster; the frozen MLLM lives in the task's process."""
+"""The tasks of a study on Ray: one process each, anywhere in the cluster, in which the frozen MLLM lives too."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import ray
 from ray.exceptions import RayError
 
-from saga_ray.on_ray.cluster import Cluster, connect
+from saga_ray.config import ResourcesConfig
+from saga_ray.on_ray.cluster import Cluster, autoscales, connect
 from saga_ray.study.plan import Task
 from saga_ray.study.record import Record
 from saga_ray.study.run import Hands
 from saga_ray.study.work import do_task, without_scores
 
 
-@ray.remote(num_cpus=1, max_retries=0)
+@ray.remote(max_retries=0)
 def _do(task: Task, runs_uri: str, keep_run: bool, folder: str) -> Record:
+    if demands(task.config.resources)["num_gpus"] == 0:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every run of a node would take its first GPU
     import torch
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     # Relative paths mean the same here as where the command was typed, if this machine has that folder.
     if os.path.isdir(folder):
         os.chdir(folder)
-    torch.set_num_threads(1)
+    torch.set_num_threads(max(1, int(task.config.resources.cpus_per_worker)))
     return do_task(task, runs_uri, keep_run)
+
+
+def demands(resources: ResourcesConfig) -> dict[str, float]:
+    """What the one process of a run asks for: a worker's CPUs, and a GPU's share for tower and MLLM, at most a whole one."""
+    num_gpus = min(1.0, resources.gpus_per_worker + resources.gpus_per_scorer)
+    return {"num_cpus": resources.cpus_per_worker, "num_gpus": num_gpus}
+
+
+def largest(resources: Sequence[ResourcesConfig]) -> dict[str, float]:
+    """The most that any of the runs asks for, CPUs and GPUs each."""
+    asked = [demands(each) for each in resources]
+    return {name: max((each[name] for each in asked), default=0.0) for name in ("num_cpus", "num_gpus")}
+
+
+def jobs_at_once(resources: Sequence[ResourcesConfig], num_cpus: float, num_gpus: float) -> int:
+    """How many of the largest runs have room."""
+    asked, have = largest(resources), {"num_cpus": num_cpus, "num_gpus": num_gpus}
+    return min((int(have[name] / need) for name, need in asked.items() if need > 0), default=1)
 
 
 class RayHands:
@@ -36,12 +57,13 @@ class RayHands:
         self.num_jobs = num_jobs
         self._told = (runs_uri, keep_runs, os.getcwd())
         selector = cluster.placement("training")
-        self._do = _do.options(label_selector=selector) if selector else _do
+        self._options = {"label_selector": selector} if selector else {}
         self._running: dict[ray.ObjectRef, Task] = {}
 
     def start(self, task: Task) -> None:
         """Hand it to the cluster."""
-        self._running[self._do.remote(task, *self._told)] = task
+        do = _do.options(**demands(task.config.resources), **self._options)
+        self._running[do.remote(task, *self._told)] = task
 
     def ended(self) -> list[tuple[Task, Record]]:
         """Wait for the first."""
@@ -57,8 +79,25 @@ class RayHands:
 
 
 @contextlib.contextmanager
-def ray_hands(num_jobs: int | None, runs_uri: str, keep_runs: bool) -> Iterator[Hands]:
-    """Join or start a cluster; as many jobs as it has CPUs, unless a number is given."""
+def ray_hands(
+    num_jobs: int | None, runs_uri: str, keep_runs: bool, resources: Sequence[ResourcesConfig]
+) -> Iterator[Hands]:
+    """Join or start a cluster; as many jobs as it has room for, unless a number is given.
+
+    Args:
+        resources: of the runs.
+
+    Raises:
+        ValueError: if a run can never be placed.
+    """
     with connect([]) as cluster:
-        num_cpus = cluster.num_cores or max(1, int(cluster.total()[0]))
-        yield RayHands(cluster, num_jobs or num_cpus, runs_uri, keep_runs)
+        num_cpus, num_gpus = cluster.total()
+        room = jobs_at_once(resources, cluster.num_cores or num_cpus, num_gpus)
+        if room == 0 and not autoscales():
+            asked = largest(resources)
+            raise ValueError(
+                f"resources: a run of this study asks for {asked['num_cpus']:g} CPUs and {asked['num_gpus']:g} GPUs, the Ray "
+                f"cluster has {num_cpus:g} and {num_gpus:g}; join a larger one, or set resources.cpus_per_worker, "
+                f"resources.gpus_per_worker and resources.gpus_per_scorer lower"
+            )
+        yield RayHands(cluster, num_jobs or max(1, room), runs_uri, keep_runs)

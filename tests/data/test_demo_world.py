@@ -39,8 +39,8 @@ def test_splits_have_the_asked_sizes_and_no_class_twice() -> None:
 
 
 def test_worlds_and_the_pool_of_the_mllm_share_no_attribute_vector() -> None:
-    for seed in range(3):
-        vectors = np.concatenate(world.class_vectors(seed, 4, (100, 40, 80), 4))
+    for seed in (0, 1, 2, 101, 102, 103):
+        vectors = np.concatenate(world.class_vectors(seed, 4, (100, 40, 80), 5))
         assert not world.is_mllm_pool(vectors).any()
     rng = np.random.default_rng(0)
     assert world.is_mllm_pool(world.clean_batch(rng, 50)[1]).all()
@@ -119,23 +119,19 @@ def test_every_training_class_has_a_place_of_its_own_when_fully_confounded() -> 
         return np.ptp(places, axis=1).max(0)
 
     assert widest("train", "place")[0] == 0 and widest("train", "place").max() <= 0.2
+    first = world.nuisance(world.DemoWorld(), "train", np.arange(0, 3000, 30))[0][:, columns]
+    assert len(np.unique(first.round(3), axis=0)) == 100
     assert widest("test", "place").min() > 0.9 and widest("train", "habitat").min() > 0.9
 
 
 @pytest.mark.parametrize("tied", [0, 3, 5])
 def test_attributes_follow_others_among_training_classes_only(tied: int) -> None:
-    def num_followers(vectors: np.ndarray) -> int:
-        """Attributes that some other attribute of the class tells."""
-        told = [
-            [len({(a, b) for a, b in vectors[:, [lead, column]]}) == len(set(vectors[:, lead])) for lead in range(10)]
-            for column in range(10)
-        ]
-        return sum(sum(row) > 1 for row in told)
+    def follows(vectors: np.ndarray, follower: int, leader: int) -> bool:
+        return len({(a, b) for a, b in vectors[:, [leader, follower]]}) == len(set(vectors[:, leader]))
 
-    train, _, test = world.class_vectors(0, 4, (100, 40, 80), tied)
-    # An attribute of four values that follows one of as many is also followed by it.
-    assert num_followers(train) >= tied and (tied > 0 or num_followers(train) == 0)
-    assert num_followers(test) == 0
+    train, validation, test = world.class_vectors(0, 4, (100, 40, 80), tied)
+    assert [follows(train, *pair) for pair in world._TIES] == [True] * tied + [False] * (5 - tied)
+    assert not any(follows(vectors, *pair) for vectors in (validation, test) for pair in world._TIES)
     distance = (train[:, None] != train).sum(-1) + 10 * np.eye(len(train), dtype=int)
     assert distance.min() == 4
 

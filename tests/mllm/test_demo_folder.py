@@ -9,6 +9,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor, Qwen3VLForConditionalGeneration
 
+from saga_ray.config import DataConfig
 from saga_ray.data.demo import birds, world
 from saga_ray.mllm.demo import check, talking, tower, words
 from saga_ray.mllm.demo.folder import WEIGHTS
@@ -159,5 +160,7 @@ def test_the_card_was_measured_on_these_weights() -> None:
     card = json.loads((WEIGHTS / "card.json").read_text())
     assert card["sha256"] == hashlib.sha256((WEIGHTS / "model.safetensors").read_bytes()).hexdigest()
     assert card["drawing_version"] == birds.DRAWING_VERSION
+    told, data = card["default_world_validation_pairs"], DataConfig()
+    assert (told["gap"], told["shift"]) == (data.gap, data.shift)
     assert set(card["held_out_clean_pictures"]["greedy"]["per_attribute"]) == set(birds.NAMES)
     assert card["held_out_clean_pictures"]["temperature_1"]["well_formed"] > 0.99

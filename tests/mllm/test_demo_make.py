@@ -53,6 +53,19 @@ def test_pairs_before_its_parents_says_which_stage_is_missing(tmp_path: Path) ->
         make.make(tmp_path, 0, ["pairs"], **TINY)
 
 
+def test_polishing_leaves_the_tower_and_needs_pairs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"pairs.safetensors: missing; the stage `pairs` comes before `polish`"):
+        make.make(tmp_path / "alone", 0, ["polish"], **TINY)
+    before = make.make(tmp_path, 0, ["tower", "practice", "pairs"], **TINY)
+    after = make.make(tmp_path, 0, ["polish"], **TINY)
+    changed = {
+        name
+        for (name, one), other in zip(before.model.named_parameters(), after.model.parameters(), strict=True)
+        if not torch.equal(one, other)
+    }
+    assert changed and all(name.startswith("model.language_model.") for name in changed), changed
+
+
 def test_training_never_draws_a_bird_of_the_worlds() -> None:
     rng = np.random.default_rng(0)
     assert world.is_mllm_pool(tower.neighbour_vectors(rng, 64)).all()

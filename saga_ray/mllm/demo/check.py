@@ -23,7 +23,7 @@ from saga_ray.mllm.demo.training import read_about
 NUM_BINS = 10
 PILOT_WORLD = 9000
 """Seed of a world that no study uses: gaps are compared on its classes."""
-GAP_STRENGTHS = (0.25, 0.4, 0.45, 0.5, 0.6, 0.7, 0.8, 1.0)
+GAP_STRENGTHS = (0.3, 0.45, 0.6, 0.8, 1.0)
 
 
 @torch.no_grad()

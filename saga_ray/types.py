@@ -135,7 +135,7 @@ class ScoreOptions:
     attention: bool = True
     """Return the attention of attribute tokens over the images, of every contributing pair."""
     lesson: bool = False
-    """Given answers are to be learned: every token of a described attribute's value weighs 1, all others 0."""
+    """Given answers are to be learned up to the last described value: values, keys and punctuation weigh 1."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,7 @@ class ScoreResult:
     loss_P: Tensor
     """float64: -sum_gt w_gt log pi_gt over the pair's tokens, w the weight of a token (its answer's advantage, for GRPO)."""
     num_taught_P: Tensor
-    """int64 number of tokens that a lesson teaches; 0 without a lesson."""
+    """int64 number of value tokens that a lesson teaches, the mean of its loss; 0 without a lesson."""
     token_grads_P2LTD: Tensor
     """d loss_P / d tokens, per pair and image; zeros where a pair does not contribute."""
     attention_sum_P2T: Tensor

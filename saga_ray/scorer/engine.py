@@ -132,8 +132,9 @@ class ScoringEngine:
         judged = Judged(layout, prefix, tokens_P2LTD, completions, signal, rows, request.answers is None)
         with self._timed(seconds, "gradient"):
             if options.lesson:
-                signal = lesson(completions, len(pairs), self._judge.value_tokens(completions, answers))
-                taught_P = (signal.weights_SR != 0).sum(dim=1).view(len(pairs), -1).sum(dim=1).cpu()
+                values = self._judge.value_tokens(completions, answers)
+                signal = lesson(completions, len(pairs), values)
+                taught_P = torch.tensor([len(tokens) for tokens in values]).view(len(pairs), -1).sum(dim=1)
             elif self.config.grpo.reward == "expected" and request.rewards_PG is None:
                 signal = self._expected(judged, pairs, answers)
             judged = replace(judged, signal=signal)

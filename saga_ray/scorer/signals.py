@@ -6,7 +6,7 @@ sampled reward   w = the answer's advantage, on every token (GRPO, as in the pap
 expected reward  w = (p - mean p) / sd on what stands before the verdict, p / sd on the RIGHT verdict in the place of
                  the one that was written, 0 behind it; p its probability, sd = sqrt(mean p (1 - mean p)). Sampled
                  rewards have this expectation given the answers' beginnings, and this spread.
-lesson           w = 1 on the values of described attributes in given answers
+lesson           w = 1 on the descriptions of given answers: the values, and what stands before and between them
 """
 
 from __future__ import annotations
@@ -95,15 +95,18 @@ def expected_reward(corrected: Signal, log_probs_SR: Tensor, verdicts: Verdicts,
     )
 
 
-def lesson(completions: Completions, num_pairs: int, taught: list[list[int]]) -> Signal:
-    """Cross-entropy of given answers on chosen tokens.
+def lesson(completions: Completions, num_pairs: int, values: list[list[int]]) -> Signal:
+    """Cross-entropy of given answers up to their last value.
+
+    Keys and punctuation cost next to nothing while answers keep their form. Without them a lesson moves the tokens to
+    where the values are right and the form is lost, and with it every other signal.
 
     Args:
-        taught: of every answer, the numbers of the tokens that are to be learned.
+        values: of every answer, the numbers of the tokens that are values, in order.
     """
     plain = Signal.unweighted(completions, num_pairs)
     weights_SR = plain.weights_SR.clone()
-    for row, tokens in enumerate(taught):
-        weights_SR[row, tokens] = 1.0
+    for row, tokens in enumerate(values):
+        weights_SR[row, : tokens[-1] + 1 if tokens else 0] = 1.0
     taught_P = (weights_SR != 0).any(dim=1).view(num_pairs, -1).any(dim=1)
     return replace(plain, weights_SR=weights_SR, contributes_P=taught_P)

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from saga_ray.mllm.sampling import Completions
 from saga_ray.rl.grpo import expected_weights, policy_loss_sum
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import build_engine
+from saga_ray.scorer.signals import lesson
 from saga_ray.scorer.wire import request_from_arrays, request_to_arrays, result_from_arrays, result_to_arrays
 from saga_ray.types import ScoreOptions, ScoreRequest, VisualTokens
 from tests.helpers.scoring import relative, small_request, small_run_config
@@ -84,13 +86,21 @@ def test_every_signal_survives_the_wire(engines: dict[str, ScoringEngine], kind:
     assert all(torch.equal(back[name], tensor) for name, tensor in result.tensors().items())
 
 
-def test_a_lesson_weighs_the_words_about_the_birds_and_nothing_else(engines: dict[str, ScoringEngine]) -> None:
-    """Its loss is minus log of the words' probability: moved words change it, verdict and form do not."""
+def test_a_lesson_weighs_an_answer_up_to_its_last_value() -> None:
+    ids_SR = torch.tensor([[7, 1, 7, 2, 8, 9], [7, 3, 8, 9, -1, -1], [8, 9, -1, -1, -1, -1]])
+    zeros_S = torch.zeros(3, dtype=torch.float64)
+    completions = Completions(ids_SR, torch.zeros_like(ids_SR), zeros_S, zeros_S == 0)
+    signal = lesson(completions, 3, [[1, 3], [1], []])
+    assert signal.weights_SR.tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 0, 0], [0] * 6]
+    assert signal.contributes_P.tolist() == [True, True, False]
+
+
+def test_a_lesson_is_counted_in_words_about_the_birds(engines: dict[str, ScoringEngine]) -> None:
     result = engines["lesson"].score(request_of("lesson"))
     # hooked, plain, barred are one token each, straight is two.
     assert result.num_taught_P.tolist() == [5] * 4
     assert (result.loss_P > 0).all() and result.contributes_P.all()
-    # All other tokens of the answer are in its log-probability, but not in the loss.
+    # Differences and verdict are in its log-probability, but not in the loss.
     assert (-result.log_probs_PG.sum(dim=1) > result.loss_P).all()
 
 

@@ -187,8 +187,9 @@ class ConsensusConfig(Config):
     """Steps after which the tally of what was written meanwhile replaces the one that is taught."""
     sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
-    source: Literal["mllm", "truth"] = "mllm"
-    """`truth` teaches the true words where a data set knows them: a ceiling for diagnosis, no method."""
+    source: Literal["mllm", "truth", "another-class"] = "mllm"
+    """`truth` teaches the true words where a data set knows them: a ceiling for diagnosis, no method. `another-class` teaches
+    every class what was written of another, always the same one: a control for whether it matters what the words mean."""
 
 
 class AlignmentConfig(Config):
@@ -329,7 +330,7 @@ class RunConfig(Config):
     def samples_answers(self) -> bool:
         """True if any loss needs the MLLM's own answers about the plan's pairs."""
         weights = self.loss.weights
-        tallied = weights.consensus if self.consensus.source == "mllm" else 0.0
+        tallied = weights.consensus if self.consensus.source != "truth" else 0.0
         return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl, tallied) > 0
 
     @property

@@ -110,6 +110,12 @@ def true_shares(dataset: Dataset) -> Tally:
     }
 
 
+def another_class(label: int, num_classes: int, seed: int) -> int:
+    """The class that is taught what was written of `label`: a permutation in one cycle, so none keeps its own."""
+    order = np.random.default_rng([seed, 23]).permutation(num_classes)
+    return int(order[(int(np.flatnonzero(order == label)[0]) + 1) % num_classes])
+
+
 def drawn_words(shares: Shares, attributes: Iterable[str], uniforms: Iterable[float]) -> dict[str, str]:
     """One value of each attribute, by inverse CDF over its sorted values."""
     words = {}
@@ -249,7 +255,11 @@ class Consensus:
         return found
 
     def _refresh(self) -> None:
-        self.shares = _updated(self.shares, consensus(self.tally, self._config.consensus.sharpness))
+        heard = consensus(self.tally, self._config.consensus.sharpness)
+        if self._config.consensus.source == "another-class":
+            number = len(self._dataset.train.class_names)
+            heard = {another_class(label, number, self._config.seed): of_class for label, of_class in heard.items()}
+        self.shares = _updated(self.shares, heard)
         self.heard = _updated(self.heard, self.tally)
         self.tally = {}
 

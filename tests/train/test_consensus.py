@@ -14,6 +14,7 @@ from saga_ray.scorer.local import LocalScorer, build_engine, run_prompt
 from saga_ray.train.consensus import (
     Consensus,
     add_description,
+    another_class,
     consensus,
     drawn_words,
     lesson_pairs,
@@ -132,6 +133,15 @@ def test_the_tally_replaces_what_is_taught_at_the_set_step_only(mllm: Path, data
     copy = Consensus(config, dataset, run_prompt(config), scorer, CPU)
     copy.restore(json.loads(json.dumps(teacher.state())))
     assert copy.shares == teacher.shares and copy.tally == teacher.tally
+
+
+def test_as_a_control_every_class_is_taught_what_was_written_of_another(mllm: Path, dataset: Dataset) -> None:
+    _, _, _, own = _begun(mllm, dataset)
+    config, *_, other = _begun(mllm, dataset, consensus__source="another-class")
+    number = len(dataset.train.class_names)
+    taught = {label: another_class(label, number, config.seed) for label in range(number)}
+    assert sorted(taught.values()) == list(range(number)) and all(a != b for a, b in taught.items())
+    assert own.shares and {taught[label]: of_class for label, of_class in own.shares.items()} == other.shares
 
 
 def test_the_lessons_gradient_is_divided_by_the_words_that_are_taught(mllm: Path, dataset: Dataset) -> None:

@@ -15,7 +15,7 @@ from types import FrameType
 import ray
 
 from saga_ray.config import RunConfig
-from saga_ray.on_ray.resources import check_feasible, logical_cpus, placement
+from saga_ray.on_ray.resources import Bundle, check_feasible, check_fits, logical_cpus, placement
 
 _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -147,12 +147,25 @@ def _knock(address: str) -> None:
 
 
 def _check(configs: Sequence[RunConfig], concurrent: int) -> None:
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not autoscales():
-        check_feasible(configs, nodes, "the Ray cluster", concurrent)
+    if not _autoscales():
+        check_feasible(configs, _nodes(), "the Ray cluster", concurrent)
 
 
-def autoscales() -> bool:
+def check_placeable(asked: Sequence[Bundle]) -> None:
+    """Refuse a piece that the joined cluster can never hold.
+
+    Raises:
+        ValueError: as `resources.check_fits`.
+    """
+    if not _autoscales():
+        check_fits(asked, _nodes(), "the Ray cluster")
+
+
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _autoscales() -> bool:
     """True where nodes may still come, so that what is there now says nothing."""
     from ray._private.state import state
 

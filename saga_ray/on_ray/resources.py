@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from saga_ray.config import RunConfig
+from saga_ray.config import ResourcesConfig, RunConfig
 
 GROUP_LABEL = "saga-ray.io/group"
 """Node label that keeps data, training and scoring apart; `cluster/*.yaml` set it."""
@@ -66,14 +66,7 @@ def check_feasible(
         ValueError: naming the keys, what they ask, and what there is.
     """
     asked = bundles(configs, concurrent)
-    for bundle in asked:
-        if not any(node.get("CPU", 0) >= bundle.cpus and node.get("GPU", 0) >= bundle.gpus for node in nodes):
-            gpu_key = bundle.keys.replace("cpus_", "gpus_")
-            largest = max((f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes), default="nothing")
-            raise ValueError(
-                f"{bundle.keys}: {bundle.cpus:g} (with {gpu_key} {bundle.gpus:g}) fits on no node of {where}; the largest "
-                f"has {largest}; lower the key or join a larger cluster"
-            )
+    check_fits(asked, nodes, where)
     gpus, cpus = _weight(asked)
     have_cpus, have_gpus = (sum(node.get(kind, 0) for node in nodes) for kind in ("CPU", "GPU"))
     if cpus > have_cpus or gpus > have_gpus:
@@ -85,6 +78,35 @@ def check_feasible(
             f"resources.gpus_per_scorer={r.gpus_per_scorer:g}, resources.cpus_per_data_task={r.cpus_per_data_task:g}), "
             f"but {where} has {have_cpus:g} CPUs and {have_gpus:g} GPUs; lower these keys or join a larger cluster"
         )
+
+
+def check_fits(asked: Iterable[Bundle], nodes: Sequence[Mapping[str, float]], where: str) -> None:
+    """Refuse a piece that no node can hold.
+
+    Raises:
+        ValueError: naming its keys, what they ask, and the largest node.
+    """
+    for bundle in asked:
+        if not any(node.get("CPU", 0) >= bundle.cpus and node.get("GPU", 0) >= bundle.gpus for node in nodes):
+            gpu_key = bundle.keys.replace("cpus_", "gpus_")
+            largest = max((f"{n.get('CPU', 0):g} CPUs and {n.get('GPU', 0):g} GPUs" for n in nodes), default="nothing")
+            raise ValueError(
+                f"{bundle.keys}: {bundle.cpus:g} (with {gpu_key} {bundle.gpus:g}) fits on no node of {where}; the largest "
+                f"has {largest}; lower the key or join a larger cluster"
+            )
+
+
+def in_one_process(resources: ResourcesConfig) -> Bundle:
+    """A run of a study: a worker's CPUs, and the GPU share of worker and scorer together, at most a whole one."""
+    num_gpus = min(1.0, resources.gpus_per_worker + resources.gpus_per_scorer)
+    return Bundle("resources.cpus_per_worker", resources.cpus_per_worker, num_gpus)
+
+
+def jobs_at_once(asked: Iterable[Bundle], num_cpus: float, num_gpus: float) -> int:
+    """How many pieces like the largest have room, at least one."""
+    asked = list(asked)
+    pairs = ((max(b.cpus for b in asked), num_cpus), (max(b.gpus for b in asked), num_gpus)) if asked else ()
+    return max(1, min((math.floor(have / need + 1e-9) for need, have in pairs if need > 0), default=1))
 
 
 def max_concurrent(config: RunConfig, num_cpus: float, num_gpus: float) -> int:

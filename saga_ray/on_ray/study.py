@@ -11,7 +11,8 @@ import ray
 from ray.exceptions import RayError
 
 from saga_ray.config import ResourcesConfig
-from saga_ray.on_ray.cluster import Cluster, autoscales, connect
+from saga_ray.on_ray.cluster import Cluster, check_placeable, connect
+from saga_ray.on_ray.resources import in_one_process, jobs_at_once
 from saga_ray.study.plan import Task
 from saga_ray.study.record import Record
 from saga_ray.study.run import Hands
@@ -20,7 +21,7 @@ from saga_ray.study.work import do_task, without_scores
 
 @ray.remote(max_retries=0)
 def _do(task: Task, runs_uri: str, keep_run: bool, folder: str) -> Record:
-    if demands(task.config.resources)["num_gpus"] == 0:
+    if in_one_process(task.config.resources).gpus == 0:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # else every run of a node would take its first GPU
     import torch
 
@@ -30,24 +31,6 @@ def _do(task: Task, runs_uri: str, keep_run: bool, folder: str) -> Record:
         os.chdir(folder)
     torch.set_num_threads(max(1, int(task.config.resources.cpus_per_worker)))
     return do_task(task, runs_uri, keep_run)
-
-
-def demands(resources: ResourcesConfig) -> dict[str, float]:
-    """What the one process of a run asks for: a worker's CPUs, and a GPU's share for tower and MLLM, at most a whole one."""
-    num_gpus = min(1.0, resources.gpus_per_worker + resources.gpus_per_scorer)
-    return {"num_cpus": resources.cpus_per_worker, "num_gpus": num_gpus}
-
-
-def largest(resources: Sequence[ResourcesConfig]) -> dict[str, float]:
-    """The most that any of the runs asks for, CPUs and GPUs each."""
-    asked = [demands(each) for each in resources]
-    return {name: max((each[name] for each in asked), default=0.0) for name in ("num_cpus", "num_gpus")}
-
-
-def jobs_at_once(resources: Sequence[ResourcesConfig], num_cpus: float, num_gpus: float) -> int:
-    """How many of the largest runs have room."""
-    asked, have = largest(resources), {"num_cpus": num_cpus, "num_gpus": num_gpus}
-    return min((int(have[name] / need) for name, need in asked.items() if need > 0), default=1)
 
 
 class RayHands:
@@ -62,7 +45,8 @@ class RayHands:
 
     def start(self, task: Task) -> None:
         """Hand it to the cluster."""
-        do = _do.options(**demands(task.config.resources), **self._options)
+        asked = in_one_process(task.config.resources)
+        do = _do.options(num_cpus=asked.cpus, num_gpus=asked.gpus, **self._options)
         self._running[do.remote(task, *self._told)] = task
 
     def ended(self) -> list[tuple[Task, Record]]:
@@ -91,13 +75,8 @@ def ray_hands(
         ValueError: if a run can never be placed.
     """
     with connect([]) as cluster:
+        asked = [in_one_process(each) for each in resources]
+        check_placeable(asked)
         num_cpus, num_gpus = cluster.total()
-        room = jobs_at_once(resources, cluster.num_cores or num_cpus, num_gpus)
-        if room == 0 and not autoscales():
-            asked = largest(resources)
-            raise ValueError(
-                f"resources: a run of this study asks for {asked['num_cpus']:g} CPUs and {asked['num_gpus']:g} GPUs, the Ray "
-                f"cluster has {num_cpus:g} and {num_gpus:g}; join a larger one, or set resources.cpus_per_worker, "
-                f"resources.gpus_per_worker and resources.gpus_per_scorer lower"
-            )
-        yield RayHands(cluster, num_jobs or max(1, room), runs_uri, keep_runs)
+        room = jobs_at_once(asked, cluster.num_cores or num_cpus, num_gpus)
+        yield RayHands(cluster, num_jobs or room, runs_uri, keep_runs)

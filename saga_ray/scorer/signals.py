@@ -98,8 +98,7 @@ def expected_reward(corrected: Signal, log_probs_SR: Tensor, verdicts: Verdicts,
 def lesson(completions: Completions, num_pairs: int, values: list[list[int]]) -> Signal:
     """Cross-entropy of given answers up to their last value.
 
-    Keys and punctuation cost next to nothing while answers keep their form. Without them a lesson moves the tokens to
-    where the values are right and the form is lost, and with it every other signal.
+    Keys and punctuation cost next to nothing while answers keep their form, and hold it where the values move the tokens.
 
     Args:
         values: of every answer, the numbers of the tokens that are values, in order.

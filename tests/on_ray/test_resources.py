@@ -7,9 +7,12 @@ from saga_ray.configure import resolve
 from saga_ray.on_ray.resources import (
     GROUP_LABEL,
     GROUPS_VARIABLE,
+    Bundle,
     bundles,
     check_feasible,
     decoding_tasks,
+    in_one_process,
+    jobs_at_once,
     logical_cpus,
     max_concurrent,
     placement,
@@ -55,6 +58,21 @@ def test_a_cluster_that_fits_is_not_refused_and_one_that_does_not_is() -> None:
         check_feasible([config], [{"CPU": 8, "GPU": 1}], "it")
     with pytest.raises(ValueError, match=r"resources\.cpus_per_worker: 1 \(with resources\.gpus_per_worker 1\)"):
         check_feasible([config], [{"CPU": 8}], "it")
+
+
+def test_a_run_of_a_study_asks_for_one_gpu_at_most_since_it_is_one_process() -> None:
+    assert in_one_process(_config().resources) == Bundle("resources.cpus_per_worker", 1.0, 0.0)
+    shared = in_one_process(_config(cpus_per_worker=4, gpus_per_worker=0.25, gpus_per_scorer=0.25).resources)
+    assert (shared.cpus, shared.gpus) == (4.0, 0.5)
+    assert in_one_process(_config(gpus_per_worker=1, gpus_per_scorer=1).resources).gpus == 1.0
+
+
+def test_as_many_jobs_as_the_largest_has_room() -> None:
+    small, wide, on_gpu = Bundle("", 1.0, 0.0), Bundle("", 4.0, 0.0), Bundle("", 1.0, 0.5)
+    assert jobs_at_once([small], 16, 0) == 16
+    assert jobs_at_once([small, wide], 16, 0) == 4
+    assert jobs_at_once([wide, on_gpu], 16, 1) == 2
+    assert jobs_at_once([on_gpu], 16, 0) == jobs_at_once([], 16, 0) == 1
 
 
 def test_deterministic_runs_use_the_same_threads_everywhere() -> None:

@@ -194,11 +194,13 @@ def digest(config: RunConfig, fingerprint: str, weights: str) -> str:
     """10 hex digits over what decides a run's numbers.
 
     Values that are the configuration's own defaults are left out: a key that is added later leaves records as they
-    are. Left out too are places, and what changes speed alone; data and weights have names of their own.
+    are. Left out too are places, what changes speed alone, and of a run that trains nothing how it would train; data and
+    weights have names of their own.
     """
-    told = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"resources", "checkpoint", "recipe", "method", "scorer"}
-    )
+    left_out = {"resources", "checkpoint", "recipe", "method", "scorer"}
+    if config.encoder.trainable == "none":
+        left_out |= {"optim", "loss", "grpo", "alignment", "consensus"}
+    told = config.model_dump(mode="json", exclude_defaults=True, exclude=left_out)
     told.get("data", {}).pop("root", None)
     told["mllm"] = {"dtype": config.mllm.dtype}
     text = json.dumps([told, config.evaluation.split, fingerprint, weights], sort_keys=True)

@@ -145,6 +145,14 @@ def test_a_name_changes_with_what_decides_the_numbers_and_with_nothing_else(tmp_
         assert digest(other, "data", "weights") == name
 
 
+def test_how_it_would_train_does_not_name_a_run_that_trains_nothing(tmp_path: Path) -> None:
+    study, _, _ = small_study(tmp_path)
+    for row, is_same in (("pretrained", True), ("saga", False)):
+        config = study.config(row, "home", "paper")
+        other = config.model_copy(update={"optim": config.optim.model_copy(update={"lr_tower": 0.1})})
+        assert (digest(other, "data", "weights") == digest(config, "data", "weights")) == is_same
+
+
 def test_records_are_small_and_come_back_as_they_were(tmp_path: Path) -> None:
     study, planner, records = small_study(tmp_path)
     record = fake_record(planner.trials("pf", study.blocks[0])[1], 0.512345678, num_classes=80, noise=0.1)

@@ -1,4 +1,4 @@
-"""The second pass of a step: chosen images go through the tower once more, and the scorer's token gradients enter there."""
+"""The second pass of a step: the scorer's token gradients enter the tower, with the chosen images once more or its kept graph."""
 
 from __future__ import annotations
 
@@ -31,6 +31,14 @@ class Lesson:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """A micro-batch's tokens with the tower's graph, and the gradient that waits there."""
+
+    tokens_NLTD: Tensor
+    grads_NLTD: Tensor | None
+
+
+@dataclass(frozen=True)
 class Scored:
     """This rank's part of one micro-batch, as the scorer saw it."""
 
@@ -42,6 +50,7 @@ class Scored:
     result: ScoreResult | None
     """Of the plan's pairs; None if no loss needs the MLLM's own answers."""
     lesson: Lesson | None = None
+    kept: Kept | None = None
 
     @property
     def num_contributing(self) -> int:
@@ -100,7 +109,12 @@ def replay(
             out |= _geometry(signal, scored, of_signal, num_micro_batches)
             for image, grad_LTD in of_signal.items():
                 grads[image] = grads[image] + grad_LTD if image in grads else grad_LTD
-    for images in _portions(list(grads), config.data.batch_size):
+    for place, of in enumerate(scored):
+        if of.kept is not None:
+            roots.append(of.kept.tokens_NLTD)
+            root_grads.append(_with_signals(of.kept, place, grads))
+    again = [(place, position) for place, position in grads if scored[place].kept is None]
+    for images in _portions(again, config.data.batch_size):
         if config.encoder.trainable == "all":
             roots.append(_replayed_tokens(encoder, scored, images))
             root_grads.append(torch.stack([grads[image] for image in images]).to(roots[-1].dtype))
@@ -108,6 +122,15 @@ def replay(
         roots, root_grads = [], []
     _backward(roots, root_grads)
     return out
+
+
+def _with_signals(kept: Kept, place: int, grads: Mapping[ImageKey, Tensor]) -> Tensor:
+    """The gradient that waited, and the signals' at the images of micro-batch `place`."""
+    total_NLTD = torch.zeros_like(kept.tokens_NLTD) if kept.grads_NLTD is None else kept.grads_NLTD.clone()
+    for (of_place, position), grad_LTD in grads.items():
+        if of_place == place:
+            total_NLTD[position] += grad_LTD.to(total_NLTD)
+    return total_NLTD
 
 
 def _portions(images: list[ImageKey], size: int) -> list[list[ImageKey]]:

@@ -2,7 +2,7 @@
 
 Search: up to M micro-batches, each giving its metric gradient and its candidates to the scorer, until K pairs contribute
 (over all ranks, in plan order, surplus dropped). Replay: the chosen images once more through the tower, now carrying the
-scorer's token gradients. Everything is summed over ranks once, at the end, so that ranks may differ in what they do in
+scorer's token gradients; a search of one micro-batch keeps the tower's graph instead. Everything is summed over ranks once, at the end, so that ranks may differ in what they do in
 between; tokens and pairs are summed and divided by the counts of the whole step.
 """
 
@@ -20,7 +20,7 @@ from saga_ray.encoder.encoder import Encoder
 from saga_ray.train.consensus import Consensus
 from saga_ray.train.context import RunContext, gather_rows
 from saga_ray.train.errors import check_finite
-from saga_ray.train.replay import Chosen, Lesson, Scored, replay
+from saga_ray.train.replay import Chosen, Kept, Lesson, Scored, replay
 from saga_ray.train.sums import over_ranks, scorer_seconds, step_metrics, step_sums
 from saga_ray.types import MicroBatch, ScoreOptions, Scorer, ScoreRequest, VisualTokens
 
@@ -39,6 +39,20 @@ class Model:
         parts = [("encoder", self.encoder), ("metric_loss", self.metric_loss)]
         named = [(f"{part}.{name}", p) for part, net in parts if net is not None for name, p in net.named_parameters()]
         return [(name, parameter) for name, parameter in named if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A micro-batch's tokens, and the losses that need no MLLM."""
+
+    tokens: VisualTokens
+    """Detached."""
+    metric_grads_NTD: Tensor | None
+    """Gradient of the weighted metric loss at level 0 of the tokens."""
+    metric_loss: float
+    anchor_loss: float
+    kept: Kept | None
+    """What the tower has still to be told."""
 
 
 @dataclass(frozen=True)
@@ -146,22 +160,24 @@ def _search(
     metric_losses: list[float] = []
     anchor_losses: list[float] = []
     num_contributing, token_squared = 0, 0.0
+    # Of one micro-batch the graph fits where its metric gradient does; of several it may not.
+    keeps_graph = scorer is not None and config.grpo.max_micro_batches == 1
     while len(metric_losses) < config.grpo.max_micro_batches:
         batch = next(batches, None)
         clock.lap("data")
         if batch is None:
             break
         reference = _reference_tokens(model, batch, context)
-        tokens, metric_grads_NTD, loss, anchor = _metric_gradient(model, batch, reference, config, context)
-        check_finite("loss/metric", loss, step)
-        if metric_grads_NTD is not None:
-            token_squared += float(metric_grads_NTD.double().square().sum())
-        metric_losses.append(loss)
-        anchor_losses.append(anchor)
+        encoded = _encode(model, batch, reference, config, context, keeps_graph)
+        check_finite("loss/metric", encoded.metric_loss, step)
+        if encoded.metric_grads_NTD is not None:
+            token_squared += float(encoded.metric_grads_NTD.double().square().sum())
+        metric_losses.append(encoded.metric_loss)
+        anchor_losses.append(encoded.anchor_loss)
         clock.lap("encode")
         if scorer is not None:
             compared = reference if config.loss.weights.reference_kl > 0 else None
-            scored.append(_ask(batch, tokens, compared, metric_grads_NTD, scorer, config, consensus))
+            scored.append(_ask(batch, encoded, compared, scorer, config, consensus))
             num_contributing += sum(context.gather(scored[-1].num_contributing))
             clock.lap("score")
         enough = not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
@@ -173,15 +189,15 @@ def _search(
 
 def _ask(
     batch: MicroBatch,
-    tokens: VisualTokens,
+    encoded: Encoded,
     reference: VisualTokens | None,
-    metric_grads_NTD: Tensor | None,
     scorer: Scorer,
     config: RunConfig,
     consensus: Consensus | None,
 ) -> Scored:
     """What the scorer says of a micro-batch: of the plan's pairs, and of the lesson."""
     result = lesson = None
+    tokens = encoded.tokens
     if config.samples_answers:
         options = score_options(config)
         result = scorer.score(ScoreRequest(config.seed, batch.index, batch.pairs, tokens, options, reference=reference))
@@ -191,7 +207,7 @@ def _ask(
             lesson = Lesson(request.pairs, scorer.score(request))
         if result is not None:
             consensus.hear(batch, result)
-    return Scored(batch, tokens, metric_grads_NTD, result, lesson)
+    return Scored(batch, tokens, encoded.metric_grads_NTD, result, lesson, encoded.kept)
 
 
 def _reference_tokens(model: Model, batch: MicroBatch, context: RunContext) -> VisualTokens | None:
@@ -202,43 +218,50 @@ def _reference_tokens(model: Model, batch: MicroBatch, context: RunContext) -> V
         return model.reference.encode_tokens(torch.from_numpy(batch.images_NHWC).to(context.device))
 
 
-def _metric_gradient(
-    model: Model, batch: MicroBatch, reference: VisualTokens | None, config: RunConfig, context: RunContext
-) -> tuple[VisualTokens, Tensor | None, float, float]:
-    """Add a micro-batch's metric and anchor gradients to `.grad`; returns tokens, their gradient at level 0, both losses.
+def _encode(
+    model: Model,
+    batch: MicroBatch,
+    reference: VisualTokens | None,
+    config: RunConfig,
+    context: RunContext,
+    keep_graph: bool,
+) -> Encoded:
+    """Encode a micro-batch; add its metric and anchor gradients to `.grad`, or keep the tower's part for the replay.
 
     The loss is that of the whole batch over all ranks. Every rank computes it alike and differentiates its own rows, so
     the encoder's gradients add up over ranks to the full one, while each rank holds the full gradient of the proxies.
     """
     images_NHWC = torch.from_numpy(batch.images_NHWC).to(context.device)
     weights = config.loss.weights
-    if model.metric_loss is None and weights.anchor == 0:
-        with torch.no_grad():
-            return model.encoder.encode_tokens(images_NHWC), None, 0.0, 0.0
-    tokens = model.encoder.encode_tokens(images_NHWC)
-    tokens_NLTD = tokens.tokens_NLTD
-    if tokens_NLTD.requires_grad:
-        tokens_NLTD.retain_grad()
-    loss = tokens_NLTD.new_zeros(())
+    has_loss = model.metric_loss is not None or weights.anchor > 0
+    with torch.set_grad_enabled(has_loss or keep_graph):
+        tokens = model.encoder.encode_tokens(images_NHWC)
+    graph_NLTD = tokens.tokens_NLTD
+    leaf_NLTD = graph_NLTD.detach()
+    detached = VisualTokens(graph_NLTD.detach(), tokens.grid_hw)
+    if not has_loss:
+        return Encoded(detached, None, 0.0, 0.0, Kept(graph_NLTD, None) if graph_NLTD.requires_grad else None)
+    leaf_NLTD.requires_grad_(graph_NLTD.requires_grad)
+    loss, metric_grads_NTD, anchor = leaf_NLTD.new_zeros(()), None, 0.0
     if model.metric_loss is not None:
-        embedding_NE, _ = model.encoder.pool(tokens)
+        embedding_NE, _ = model.encoder.pool(VisualTokens(leaf_NLTD, tokens.grid_hw))
         labels_N = torch.from_numpy(batch.labels_N).to(context.device)
         loss = model.metric_loss(own_rows_with_graph(context, embedding_NE), gather_rows(context, labels_N))
-    total, anchor = weights.metric * loss, 0.0
+        if loss.requires_grad:
+            (weights.metric * loss).backward()
+        metric_grads_NTD = None if leaf_NLTD.grad is None else leaf_NLTD.grad[:, 0].clone()
     if weights.anchor > 0:
         assert reference is not None
         # Every rank has as many images, and the ranks' gradients add up.
-        apart = anchor_loss(tokens_NLTD, reference.tokens_NLTD) / context.world_size
-        total = total + weights.anchor * apart
+        apart = anchor_loss(leaf_NLTD, reference.tokens_NLTD) / context.world_size
+        if apart.requires_grad:
+            (weights.anchor * apart).backward()
         anchor = sum(context.gather(float(apart.detach())))
-    if total.requires_grad:
-        total.backward()
-    grads_NTD = tokens_NLTD.grad[:, 0] if tokens_NLTD.grad is not None else None
-    if grads_NTD is not None and reference is not None and weights.anchor > 0:
-        leaf_NLTD = tokens_NLTD.detach().requires_grad_()
-        apart = weights.anchor * anchor_loss(leaf_NLTD, reference.tokens_NLTD) / context.world_size
-        grads_NTD = grads_NTD - torch.autograd.grad(apart, leaf_NLTD)[0][:, 0]
-    return VisualTokens(tokens_NLTD.detach(), tokens.grid_hw), grads_NTD, float(loss.detach()), anchor
+    kept = Kept(graph_NLTD, leaf_NLTD.grad) if graph_NLTD.requires_grad else None
+    if kept is not None and not keep_graph:
+        graph_NLTD.backward(leaf_NLTD.grad)
+        kept = None
+    return Encoded(detached, metric_grads_NTD, float(loss.detach()), anchor, kept)
 
 
 def anchor_loss(tokens_NLTD: Tensor, reference_NLTD: Tensor) -> Tensor:

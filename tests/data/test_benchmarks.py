@@ -15,7 +15,8 @@ from saga_ray.data.cars import cars_dataset
 from saga_ray.data.cub import cub_dataset
 from saga_ray.data.images import decode
 from saga_ray.data.inat import inat_dataset
-from saga_ray.data.tree import Found, Published, benchmark_dataset
+from saga_ray.data.benchmark import benchmark_dataset
+from saga_ray.data.tree import Found
 from saga_ray.types import Dataset
 from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, small_config
 

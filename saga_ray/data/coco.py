@@ -12,6 +12,7 @@ _LONGEST = 2**24
 """Characters that one element may have; without a limit a missing bracket would bring a whole damaged file into memory."""
 _DECODE = json.JSONDecoder().raw_decode
 _SPACE = " \t\r\n"
+_BEHIND = (*_SPACE, ",", ":", "]", "}")
 
 
 def elements(path: Path, key: str) -> Iterator[dict[str, Any]]:
@@ -103,8 +104,8 @@ class _Text:
         while True:
             try:
                 value, end = _DECODE(self._text, self._at)
-                # A number at the window's end may go on behind it.
-                if end < len(self._text) or self._ended:
+                # A number at the window's end may go on behind it, as in 2.5|e7.
+                if self._ended or self._text[end : end + 1] in _BEHIND:
                     self._at = end
                     return value
             except json.JSONDecodeError:

@@ -40,11 +40,11 @@ class DataConfig(Config):
     """Which images are seen, in which micro-batches, and which pairs are shown to the MLLM."""
 
     root: str | None = None
-    """Folder of the images; not used by the demo world."""
+    """Folder of the images, or the owner's archive of them; not used by the demo world."""
     image_size: int = Field(224, ge=16, le=4096)
     """Side in pixels of the square that every image is resized to, without cropping (paper: 224)."""
     verify_counts: bool = True
-    """Refuse a tree whose counts differ from those its owner published."""
+    """Refuse a tree whose classes and counts differ from those its owner published; false goes on and marks results partial."""
     validation_share: float = Field(0.2, gt=0.0, lt=1.0)
     """Share of the training classes that is held back as validation classes, where a data set names none."""
     classes_per_batch: int = Field(16, ge=2)
@@ -61,6 +61,8 @@ class DataConfig(Config):
     """Mirror training images at random."""
     shift_pixels: Share = 0.0
     """Largest random displacement of training images, as a share of the side."""
+    crop_area: float = Field(1.0, gt=0.0, le=1.0)
+    """Least share of its area that a random crop of a training image keeps, resized to the full square again; 1 never crops."""
     world_seed: int = Field(0, ge=0)
     """Demo world only: which world is drawn."""
     confound: Share = 1.0

@@ -2,97 +2,104 @@
 
 1. `cars_annos.mat` beside `car_ims/NNNNNN.jpg`: one list of all images.
 2. `devkit/cars_meta.mat`, `devkit/cars_train_annos.mat` and the test annotations with labels (`cars_test_annos_withlabels.mat`, in
-   `devkit/` or beside it), `cars_train/` and `cars_test/`.
-3. The Kaggle copy: `names.csv`, and `car_data/car_data/{train,test}/<class>/`, where a `/` in a class name became `-`.
-The owner's own split into train and test is for classification; both parts are pooled.
+   `devkit/` or beside it), `cars_train/` and `cars_test/` (a Kaggle copy has them as `cars_train/cars_train/`).
+3. The Kaggle copy by class: `names.csv`, and `car_data/car_data/{train,test}/<class>/`, where a `/` in a class name became `-`.
+The owner's own split into train and test is for classification; both parts are pooled. A list of 196 classes is the owner's, and
+its classes are known by their number; those of a shorter list by their name.
 """
 
 from __future__ import annotations
 
+import logging
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from saga_ray.config import DataConfig
-from saga_ray.data.tree import (
-    Found,
-    Published,
-    benchmark_dataset,
-    first_with,
-    image_files,
-    list_folder,
-    read_lines,
-    root_folder,
-)
+from saga_ray.data.benchmark import benchmark_dataset
+from saga_ray.data.manifests import manifest
+from saga_ray.data.tree import Found, check_unique, first_with, image_files, list_folder, located, read_lines
 from saga_ray.types import Dataset
 
-PUBLISHED = Published(98, 8_054, 98, 8_131)
-NUM_TRAIN_CLASSES = 98
+logger = logging.getLogger(__name__)
+
+_PARENTS = ("stanford_cars", "cars196", "CARS196", "cars")
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 Images = dict[int, list[tuple[str, str]]]
 """Class number to (image id, path under root)."""
+Layout = Callable[[Path, bool], tuple[dict[int, str], Images]]
+"""Class names by number, and images, of a root; True asks for both of the owner's parts."""
 
 
 def cars_dataset(data: DataConfig) -> Dataset:
-    """Read any of the three layouts, from its folder or the parent; image ids are paths below it.
+    """Read any of the three layouts, from its folder, the parent, or a folder of the archives; image ids are paths below it.
 
     Raises:
         ValueError: for a tree that is none of them, is damaged, or has other counts (`data.verify_counts`).
     """
-    given = root_folder(data.root)
-    parents = ("stanford_cars", "cars196", "CARS196", "cars")
-    layouts: tuple[tuple[tuple[str, ...], Callable[[Path], tuple[dict[int, str], Images]]], ...] = (
-        (("cars_annos.mat", "car_ims"), _one_list),
-        (("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train", "cars_test"), _devkit),
-        (("names.csv", "car_data"), _kaggle),
-    )
-    for marks, read in layouts:
-        root = first_with(given, parents, *marks)
-        if root is None:
-            continue
-        names, images = read(root)
-        unknown = sorted(set(images) - set(names))
-        if unknown:
-            raise ValueError(
-                f"data.root: {root}: images of class {unknown[0]}, but classes are 1 to {len(names)}; the copy is damaged"
-            )
-        trains = frozenset(names[number] for number in names if number <= NUM_TRAIN_CLASSES)
-        of_class = {names[number]: images.get(number, []) for number in sorted(names)}
-        return benchmark_dataset(Found("cars", root, of_class, trains), PUBLISHED, data)
-    wanted = "; or ".join(" + ".join(marks) for marks, _ in layouts)
-    raise ValueError(
-        f"data.root: {given} is not Cars-196 ({wanted} were looked for); name its folder with --data-root DIR"
-    )
+    given, found = located(data.root, _find, ("car_ims",), ("car_devkit", "cars_train", "cars_test"))
+    if found is None:
+        wanted = "; or ".join(" + ".join(marks) for marks, _ in _LAYOUTS)
+        raise ValueError(
+            f"data.root: {given} is not Cars-196 ({wanted} were looked for); name its folder with --data-root DIR"
+        )
+    root, read = found
+    names, images = read(root, data.verify_counts)
+    check_unique(names.values(), root)
+    unknown = sorted(set(images) - set(names))
+    if unknown:
+        raise ValueError(
+            f"data.root: {root}: images of class {unknown[0]}, but classes are 1 to {len(names)}; the copy is damaged"
+        )
+    split = manifest("cars")
+    owners = list(split.images_of_class)
+    class_ids = {name: owners[number - 1] for number, name in names.items()} if len(names) == len(owners) else {}
+    of_class = {names[number]: images.get(number, []) for number in sorted(names)}
+    return benchmark_dataset(Found("cars", root, of_class, class_ids), split, data)
 
 
-def _one_list(root: Path) -> tuple[dict[int, str], Images]:
+def _find(folder: Path) -> tuple[Path, Layout] | None:
+    for marks, read in _LAYOUTS:
+        root = first_with(folder, _PARENTS, *marks)
+        if root is not None:
+            return root, read
+    return None
+
+
+def _one_list(root: Path, both_parts: bool) -> tuple[dict[int, str], Images]:
     content = _load_mat(root / "cars_annos.mat", "annotations", "class_names")
     images: Images = {}
     for row in content["annotations"]:
         path = _field(row, "relative_im_path", root / "cars_annos.mat")
-        images.setdefault(int(_field(row, "class", root / "cars_annos.mat")), []).append((path, path))
+        images.setdefault(_number(row, root / "cars_annos.mat"), []).append((path, path))
     return _names(content["class_names"]), images
 
 
-def _devkit(root: Path) -> tuple[dict[int, str], Images]:
+def _devkit(root: Path, both_parts: bool) -> tuple[dict[int, str], Images]:
     names = _names(_load_mat(root / "devkit" / "cars_meta.mat", "class_names")["class_names"])
+    listings = {"cars_train": root / "devkit" / "cars_train_annos.mat"}
     test = next((p for p in (root / "devkit" / _TEST_LABELS, root / _TEST_LABELS) if p.exists()), None)
-    if test is None:
+    if test is not None:
+        listings["cars_test"] = test
+    elif both_parts:
         raise ValueError(
             f"data.root: {_TEST_LABELS} is neither in {root / 'devkit'} nor in {root}; without it half of the images have no class: "
-            f"download it too"
+            f"download it too, or go on without them with --set data.verify_counts=false (rows are then marked partial)"
         )
+    else:
+        logger.warning("cars: %s is not there, so the images of cars_test are left out", _TEST_LABELS)
     images: Images = {}
-    for folder, listing in (("cars_train", root / "devkit" / "cars_train_annos.mat"), ("cars_test", test)):
+    for folder, listing in listings.items():
+        inner = f"{folder}/{folder}" if (root / folder / folder).is_dir() else folder
         for row in _load_mat(listing, "annotations")["annotations"]:
-            path = f"{folder}/{_field(row, 'fname', listing)}"
-            images.setdefault(int(_field(row, "class", listing)), []).append((path, path))
+            name = _field(row, "fname", listing)
+            images.setdefault(_number(row, listing), []).append((f"{folder}/{name}", f"{inner}/{name}"))
     return names, images
 
 
-def _kaggle(root: Path) -> tuple[dict[int, str], Images]:
+def _kaggle(root: Path, both_parts: bool) -> tuple[dict[int, str], Images]:
     # Names may hold commas and quotes, but each line is one name.
     names = {number: line.strip().strip('"') for number, line in enumerate(read_lines(root / "names.csv"), 1)}
     number_of_folder = {name.replace("/", "-"): number for number, name in names.items()}
@@ -141,3 +148,17 @@ def _field(row: Any, name: str, path: Path) -> str:
     if row.dtype.names is None or name not in row.dtype.names:
         raise ValueError(f"data.root: {path}: annotations have no '{name}'; it is another file than Cars-196's")
     return str(row[name])
+
+
+def _number(row: Any, path: Path) -> int:
+    text = _field(row, "class", path)
+    if not text.isdecimal():
+        raise ValueError(f"data.root: {path}: an annotation has class {text!r}, not a number; the file is damaged")
+    return int(text)
+
+
+_LAYOUTS: tuple[tuple[tuple[str, ...], Layout], ...] = (
+    (("cars_annos.mat", "car_ims"), _one_list),
+    (("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train"), _devkit),
+    (("names.csv", "car_data"), _kaggle),
+)

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def folder_dataset(data: DataConfig) -> Dataset:
-    """Read a folder of classes.
+    """Read a folder of classes, its parent, or an archive of it.
 
     Without given splits the classes are sorted by name (code points: `Zebra` before `ant`), the first half trains (the
     middle one of an odd number included), the second half is queried, and `carve_validation` holds back validation
@@ -24,18 +24,26 @@ def folder_dataset(data: DataConfig) -> Dataset:
         ValueError: for a folder that is missing, empty, unreadable or without classes, fewer than four classes, a class
             with one image, or a class in two splits.
     """
-    root = root_folder(data.root)
+    root = _inner(root_folder(data.root))
     folders = [entry.name for entry in list_folder(root) if entry.is_dir()]
     if {"train", "test"} <= set(folders) <= {"train", "validation", "test"} and not any(
         image_files(root / name) for name in folders
     ):
         return _given_splits(root, folders, data)
-    found = Found("folder", root, _classes(root, ""), frozenset())
+    found = Found("folder", root, _classes(root, ""))
     _check_any_image(found)
     check_classes(found)
     labels = list(found.images_of_class)
     half = first_half(len(labels))
     return split_dataset(found, labels[:half], None, labels[half:], data, partial=False)
+
+
+def _inner(root: Path) -> Path:
+    """The folder of class folders, where `root` holds nothing but one folder of folders: an archive's parent."""
+    entries = list_folder(root)
+    if len(entries) != 1 or not entries[0].is_dir() or image_files(Path(entries[0].path)):
+        return root
+    return Path(entries[0].path)
 
 
 def _given_splits(root: Path, folders: list[str], data: DataConfig) -> Dataset:
@@ -55,9 +63,7 @@ def _given_splits(root: Path, folders: list[str], data: DataConfig) -> Dataset:
                 f"data.root: {root / name} has {len(classes[name])} class(es) with images, and every split needs two; "
                 f"move classes there, or put all classes directly into {root}"
             )
-    found = Found(
-        "folder", root, {label: images for part in classes.values() for label, images in part.items()}, frozenset()
-    )
+    found = Found("folder", root, {label: images for part in classes.values() for label, images in part.items()})
     _check_any_image(found)
     check_classes(found)
     validation = list(classes["validation"]) if "validation" in classes else None

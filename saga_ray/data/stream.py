@@ -47,7 +47,7 @@ def decode_plan(
     shift_pixels = round(data.shift_pixels * data.image_size)
     return MicroBatch(
         index=plan.index,
-        images_NHWC=augment(images_NHWC, keys_N, data.flip, shift_pixels),
+        images_NHWC=augment(images_NHWC, keys_N, data.flip, shift_pixels, data.crop_area),
         labels_N=np.asarray(labels)[rows_N],
         rows_N=rows_N,
         pairs=plan.pairs,

@@ -1,64 +1,65 @@
-"""From files found on disk to a `Dataset`: checks of the root, the published counts, the splits."""
+"""From files found on disk to a `Dataset`: where the tree lies, how its lists are read, the three tables."""
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from saga_ray.config import DataConfig
+from saga_ray.data.archives import ENDINGS, archives_in, is_archive, unpacked
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import EXTENSIONS, FolderSource
-from saga_ray.data.splits import carve_validation, first_half
+from saga_ray.data.splits import carve_validation
 from saga_ray.types import Dataset, ImageTable
 
-logger = logging.getLogger(__name__)
+Where = TypeVar("Where")
 
 MIN_CLASSES = 4
 """Two to train on and two to query: fewer cannot be split."""
 
 
 @dataclass(frozen=True)
+class Truth:
+    """Attributes of images, for evaluation only; not part of the fingerprint, since no number of a result comes from them."""
+
+    names: tuple[str, ...]
+    values: tuple[tuple[str, ...], ...]
+    """Words of each attribute's values."""
+    of_image: Mapping[str, np.ndarray]
+    """Image id to one int64 value per attribute, -1 where it is not known."""
+
+
+@dataclass(frozen=True)
 class Found:
     """What a reader found on disk.
 
-    Example: `Found("cub", Path("/data/CUB_200_2011"), {"001.Owl": [("001.Owl/a.jpg", "images/001.Owl/a.jpg")]}, ("001.Owl",))`.
+    Example: `Found("cub", Path("/data/CUB_200_2011"), {"001.Owl": [("001.Owl/a.jpg", "images/001.Owl/a.jpg")]})`.
     """
 
     name: str
     root: Path
     images_of_class: Mapping[str, Sequence[tuple[str, str]]]
     """Class to (image id, path under root), classes in the order that decides the halves."""
-    trains: frozenset[str]
-    """Classes of the published training half."""
+    class_ids: Mapping[str, str] = field(default_factory=dict)
+    """Class to its id in the manifest, where that is not the class's name."""
     cut_bottom: int = 0
+    truth: Truth | None = None
 
-
-@dataclass(frozen=True)
-class Published:
-    """Counts that the owner of a data set, or the literature's split of it, gives."""
-
-    num_train_classes: int
-    num_train_images: int
-    num_test_classes: int
-    num_test_images: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.num_train_classes:,} training classes with {self.num_train_images:,} images "
-            f"and {self.num_test_classes:,} test classes with {self.num_test_images:,}"
-        )
+    def class_id(self, label: str) -> str:
+        """What the manifest calls a class."""
+        return self.class_ids.get(label, label)
 
 
 def root_folder(root: str | None) -> Path:
-    """The data folder as an absolute path.
+    """The data folder as an absolute path; an archive is unpacked (`saga_ray.data.archives`).
 
     Raises:
-        ValueError: if there is none, it is a file, or it cannot be listed.
+        ValueError: if there is none, it is another file, or it cannot be listed.
     """
     if root is None:
         raise ValueError("data.root: missing; say where the images are with --data-root DIR")
@@ -69,13 +70,34 @@ def root_folder(root: str | None) -> Path:
     path = Path(root).expanduser()
     if not path.exists():
         raise ValueError(f"data.root: {root} does not exist; name the folder of the images with --data-root DIR")
+    if is_archive(path):
+        return unpacked([path.resolve()])
     if not path.is_dir():
         raise ValueError(
-            f"data.root: {root} is a file, not a folder; unpack it and name the folder with --data-root DIR"
+            f"data.root: {root} is a file, not a folder and no archive ({', '.join(ENDINGS)}); unpack it and name the folder with "
+            f"--data-root DIR"
         )
     if not list_folder(path):
         raise ValueError(f"data.root: {root} is empty; name the folder of the images with --data-root DIR")
     return path.resolve()
+
+
+def located(root: str | None, find: Callable[[Path], Where | None], *stems: Sequence[str]) -> tuple[Path, Where | None]:
+    """Ask `find` for the tree in the data folder and, where it is not there, in the owner's archives in that folder.
+
+    Args:
+        stems: names of archives without their endings, as `CUB_200_2011`; the first group of which there is one is unpacked.
+
+    Returns:
+        The folder that was named, and what `find` said.
+
+    Raises:
+        ValueError: as `root_folder`, and for archives that are damaged or refused.
+    """
+    given = root_folder(root)
+    found = find(given)
+    archives = next(filter(None, (archives_in(given, group) for group in stems)), None) if found is None else None
+    return given, find(unpacked(archives)) if archives else found
 
 
 def list_folder(path: Path) -> list[os.DirEntry[str]]:
@@ -121,7 +143,7 @@ def numbered_lines(path: Path) -> dict[int, str]:
     out = {}
     for line_number, line in enumerate(read_lines(path), 1):
         number, _, text = line.strip().partition(" ")
-        if not number.isdigit() or not text:
+        if not number.isdecimal() or not text:
             raise ValueError(
                 f"data.root: {path}, line {line_number}: '{line}' is not 'number text'; the file is damaged"
             )
@@ -137,70 +159,17 @@ def first_with(root: Path, candidates: Iterable[str], *marks: str) -> Path | Non
     return None
 
 
-def existing(found: Found, verify_counts: bool) -> Found:
-    """Drop listed images that are not on disk, and classes without any.
+def check_unique(labels: Iterable[str], path: Path) -> None:
+    """Refuse a list of classes that names one twice: their images would be thrown together.
 
     Raises:
-        ValueError: if images are missing and `verify_counts` asks for a complete tree, or a path leads out of the root.
+        ValueError: naming file and class.
     """
-    on_disk: dict[str, set[str]] = {}
-
-    def is_there(path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        if path.startswith("/") or "\\" in path or ".." in path.split("/"):
-            raise ValueError(
-                f"data.root: {found.name}: the listed image {path!r} leads out of {found.root}; the listing is not the owner's"
-            )
-        if folder not in on_disk:
-            full = found.root / folder
-            on_disk[folder] = {entry.name for entry in list_folder(full)} if full.is_dir() else set()
-        return name in on_disk[folder]
-
-    missing: list[str] = []
-    kept: dict[str, list[tuple[str, str]]] = {}
-    for label, images in found.images_of_class.items():
-        present = [(image_id, path) for image_id, path in images if is_there(path)]
-        missing += [path for _, path in images if not is_there(path)]
-        if present:
-            kept[label] = present
-    if missing and verify_counts:
-        raise ValueError(
-            f"data.root: {found.name}: {len(missing):,} listed images are not in {found.root}, the first is {missing[0]}; "
-            f"complete the copy, or go on without them with --set data.verify_counts=false (rows are then marked partial)"
-        )
-    if missing:
-        logger.warning("%s: %d listed images are not in %s and are left out", found.name, len(missing), found.root)
-    return Found(found.name, found.root, kept, found.trains, found.cut_bottom)
-
-
-def benchmark_dataset(found: Found, published: Published, data: DataConfig) -> Dataset:
-    """Split a benchmark as published, validation classes carved from the training classes (`carve_validation`).
-
-    With `data.verify_counts=false` other counts are accepted and the data set is marked partial; where fewer than two
-    classes would train or be queried, the classes found are split anew, the first half of their order trains.
-
-    Raises:
-        ValueError: for other counts than published, or too few classes or images to split.
-    """
-    found = existing(found, data.verify_counts)
-    sizes = {label: len(images) for label, images in found.images_of_class.items()}
-    train = [label for label in sizes if label in found.trains]
-    test = [label for label in sizes if label not in found.trains]
-    counts = Published(len(train), sum(map(sizes.get, train)), len(test), sum(map(sizes.get, test)))
-    partial = counts != published
-    if partial and data.verify_counts:
-        raise ValueError(
-            f"data.root: {found.name}: {found.root} holds {counts}, but published are {published}; complete the copy, or go on "
-            f"with what is there with --set data.verify_counts=false (rows are then marked partial)"
-        )
-    if partial:
-        logger.warning("%s: %s instead of %s; results are marked partial", found.name, counts, published)
-    check_classes(found)
-    if len(train) < 2 or len(test) < 2:
-        labels = list(sizes)
-        train, test = labels[: first_half(len(labels))], labels[first_half(len(labels)) :]
-        logger.warning("%s: split anew, the first half of the classes trains: %s", found.name, ", ".join(train))
-    return split_dataset(found, train, None, test, data, partial)
+    seen: set[str] = set()
+    for label in labels:
+        if label in seen:
+            raise ValueError(f"data.root: {path} names the class '{label}' twice; the file is not the owner's")
+        seen.add(label)
 
 
 def check_classes(found: Found) -> None:
@@ -238,15 +207,29 @@ def split_dataset(
         train, validation = [train[i] for i in kept], [train[i] for i in held]
     tables = {"train": _table(found, train), "validation": _table(found, validation), "test": _table(found, test)}
     fingerprint = dataset_fingerprint(tables, data.image_size)
-    return Dataset(found.name, **tables, fingerprint=fingerprint, partial=partial)
+    truth = found.truth or Truth((), (), {})
+    return Dataset(
+        found.name,
+        **tables,
+        fingerprint=fingerprint,
+        partial=partial,
+        attribute_names=truth.names,
+        attribute_values=truth.values,
+    )
 
 
 def _table(found: Found, labels: Sequence[str]) -> ImageTable:
     images = [image for label in labels for image in found.images_of_class[label]]
     sizes = [len(found.images_of_class[label]) for label in labels]
+    truth_NA = None
+    if found.truth is not None:
+        truth_NA = np.full((len(images), len(found.truth.names)), -1, dtype=np.int64)
+        for row, (image_id, _) in enumerate(images):
+            truth_NA[row] = found.truth.of_image.get(image_id, -1)
     return ImageTable(
         image_ids=tuple(image_id for image_id, _ in images),
         labels_N=np.repeat(np.arange(len(labels), dtype=np.int64), sizes),
         class_names=tuple(labels),
         source=FolderSource(tuple(path for _, path in images), root=str(found.root), cut_bottom=found.cut_bottom),
+        truth_NA=truth_NA,
     )

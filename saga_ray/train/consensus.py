@@ -31,6 +31,7 @@ from saga_ray.mllm.prompt import Prompt
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import load_images
+from saga_ray.train.naming import class_truth
 from saga_ray.types import Dataset, ImagePair, MicroBatch, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
 
 FIRST_READINGS = 6
@@ -96,17 +97,16 @@ def consensus(tally: Tally, sharpness: float) -> Tally:
 
 def true_shares(dataset: Dataset) -> Tally:
     """The true words of every training class, all of share 1: what the ceiling of a world is taught."""
-    table = dataset.train
-    assert table.truth_NA is not None
-    first_row = {int(label): row for row, label in reversed(list(enumerate(table.labels_N)))}
+    truth_CA = class_truth(dataset.train)
     return {
         label: {
-            attribute: {values[int(table.truth_NA[row, column])]: 1.0}
+            attribute: {values[truth_CA[label, column]]: 1.0}
             for column, (attribute, values) in enumerate(
                 zip(dataset.attribute_names, dataset.attribute_values, strict=True)
             )
+            if truth_CA[label, column] >= 0
         }
-        for label, row in sorted(first_row.items())
+        for label in range(len(truth_CA))
     }
 
 

@@ -96,7 +96,8 @@ def probes(
     """How well each attribute can be read from embeddings by a linear map that never saw the class.
 
     In each fold the classes are halved at random and a logistic regression trained on either half is tested on the other.
-    A value that the training half does not show cannot be answered; its pictures are left out.
+    A value that the training half does not show cannot be answered; its pictures are left out, and so are those whose truth is
+    not known (-1).
 
     Returns:
         {attribute: (accuracy, chance)}: shares in [0, 1], means over folds and halves; chance is what always answering the
@@ -106,8 +107,9 @@ def probes(
     for train_N in _class_halves(labels_N, num_folds, seed):
         train_NE, test_NE = _standardised(embeddings_NE[train_N], embeddings_NE[~train_N])
         for attribute in range(truth_NA.shape[1]):
-            truth_N = truth_NA[:, attribute]
-            scored = _probe(train_NE, truth_N[train_N], test_NE, truth_N[~train_N])
+            train_truth_N, test_truth_N = truth_NA[train_N, attribute], truth_NA[~train_N, attribute]
+            known_N, asked_N = train_truth_N >= 0, test_truth_N >= 0
+            scored = _probe(train_NE[known_N], train_truth_N[known_N], test_NE[asked_N], test_truth_N[asked_N])
             if scored is not None:
                 found.setdefault(attribute, []).append(scored)
     return {

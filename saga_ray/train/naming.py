@@ -41,7 +41,7 @@ class Questions:
     """Same and different classes in turn; positions in `images_NHWC`."""
     attribute_names: tuple[str, ...] = ()
     truth_NA: np.ndarray | None = None
-    """Words, in the order of `attribute_names`."""
+    """Words, in the order of `attribute_names`; "" where the truth is not known."""
 
 
 def sample_questions(
@@ -68,7 +68,8 @@ def sample_questions(
     if table.truth_NA is None:
         return Questions(images_NHWC, rows_N, pairs)
     columns = [
-        np.array(values)[table.truth_NA[rows_N, column]] for column, values in enumerate(dataset.attribute_values)
+        np.array([*values, ""])[table.truth_NA[rows_N, column]]  # -1, not known, takes the last
+        for column, values in enumerate(dataset.attribute_values)
     ]
     return Questions(images_NHWC, rows_N, pairs, dataset.attribute_names, np.stack(columns, axis=1))
 
@@ -110,12 +111,26 @@ def _rounds(labels: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
 def _class_distances(table: ImageTable, centroids_CE: np.ndarray | None) -> np.ndarray:
     num_classes = len(table.class_names)
     if table.truth_NA is not None:
-        truth_CA = table.truth_NA[[int(np.argmax(table.labels_N == label)) for label in range(num_classes)]]
-        return (truth_CA[:, None] != truth_CA[None]).sum(axis=2)
+        truth_CA = class_truth(table)
+        known_CA = truth_CA >= 0
+        return ((truth_CA[:, None] != truth_CA[None]) & known_CA[:, None] & known_CA[None]).sum(axis=2)
     if centroids_CE is not None:
         unit_CE = centroids_CE / np.linalg.norm(centroids_CE, axis=1, keepdims=True).clip(1e-12)
         return -(unit_CE @ unit_CE.T)
     return np.zeros((num_classes, num_classes))
+
+
+def class_truth(table: ImageTable) -> np.ndarray:
+    """(classes, attributes): the value that most images of a class have among those where it is known, -1 where none is."""
+    assert table.truth_NA is not None
+    out_CA = np.full((len(table.class_names), table.truth_NA.shape[1]), -1, dtype=np.int64)
+    for label in range(len(out_CA)):
+        truth_NA = table.truth_NA[table.labels_N == label]
+        for attribute in range(out_CA.shape[1]):
+            known = truth_NA[truth_NA[:, attribute] >= 0, attribute]
+            if len(known):
+                out_CA[label, attribute] = np.bincount(known).argmax()
+    return out_CA
 
 
 @dataclass(frozen=True)
@@ -211,7 +226,7 @@ def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) ->
     columns = {name: column for column, name in enumerate(questions.attribute_names) if plain(name) in asked}
     if questions.truth_NA is None or not columns:
         return {}
-    right = dict.fromkeys(columns, 0)
+    right, known = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0)
     for pair, texts, well_formed in zip(questions.pairs, result.texts_PG, result.well_formed_PG.tolist(), strict=True):
         truths = questions.truth_NA[[pair.first, pair.second]]
         for text, is_whole in zip(texts, well_formed, strict=True):
@@ -219,9 +234,9 @@ def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) ->
             said = said_of_images(text, prompt.verdict_key) if is_whole else ({}, {})
             for words, truth_A in zip(said, truths, strict=True):
                 for name, column in columns.items():
-                    right[name] += words.get(plain(name)) == plain(truth_A[column])
-    num_described = 2 * sum(map(len, result.texts_PG))
-    return {name: count / num_described for name, count in right.items()}
+                    known[name] += truth_A[column] != ""
+                    right[name] += truth_A[column] != "" and words.get(plain(name)) == plain(truth_A[column])
+    return {name: count / known[name] for name, count in right.items() if known[name]}
 
 
 def said_of_images(text: str, verdict_key: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -118,8 +118,16 @@ def test_a_missing_root_names_the_option(tmp_path):
 
 
 def test_a_file_as_root(tmp_path):
-    (tmp_path / "birds.zip").write_bytes(b"PK")
-    assert "is a file, not a folder; unpack it" in refusal(tmp_path / "birds.zip")
+    (tmp_path / "birds.rar").write_bytes(b"Rar!")
+    assert "is a file, not a folder and no archive (.tar, .tar.gz," in refusal(tmp_path / "birds.rar")
+
+
+def test_the_folder_above_is_as_good(tmp_path):
+    class_folders(tmp_path / "download" / "pictures", {name: 2 for name in "abcd"})
+    above, itself = (folder_dataset(small_config(tmp_path / name)) for name in ("download", "download/pictures"))
+    assert above.fingerprint == itself.fingerprint and above.train.image_ids == itself.train.image_ids
+    class_folders(tmp_path / "download" / "more", {"e": 2})
+    assert "no images found" in refusal(tmp_path / "download"), "which of the two is meant?"
 
 
 def test_an_empty_root(tmp_path):

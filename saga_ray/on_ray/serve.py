@@ -109,14 +109,14 @@ class ScorerReplica:
             self._engines.move_to_end(key)
             return self._engines[key]
         from saga_ray.mllm.loading import load_mllm
-        from saga_ray.mllm.prompt import load_prompt
         from saga_ray.scorer.engine import ScoringEngine
+        from saga_ray.train.prompt import prompt_in
 
         weights = config.mllm.model_dump_json()
         if weights not in self._models:
             self._models[weights] = load_mllm(config.mllm)
         mllm = self._models[weights]
-        prompt = load_prompt(config.dataset, config.prompt.variant, mllm.folder)
+        prompt = prompt_in(config, mllm.folder)
         self._engines[key] = ScoringEngine(mllm, prompt, config)
         while len(self._engines) > _MAX_ENGINES:
             self._engines.popitem(last=False)

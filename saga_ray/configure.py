@@ -254,10 +254,10 @@ def read_vocabulary(name: str) -> tuple[bytes, str, str]:
         content = found.read_bytes()
     except (OSError, ValueError):
         raise ConfigError(
-            f"prompt.vocabulary: '{name}' is neither a file that can be read nor a name{nearest(name, names)} "
+            f"vocabulary '{name}' is neither a file that can be read nor a name{nearest(name, names)} "
             f"(known: {', '.join(names)})"
         ) from None
-    return content, f"vocabulary {name}", hashlib.sha256(content).hexdigest()[:12]
+    return content, f"vocabulary {name}" if name in names else name, hashlib.sha256(content).hexdigest()[:12]
 
 
 def _pin_vocabulary(tree: dict[str, Any]) -> list[str]:
@@ -268,7 +268,7 @@ def _pin_vocabulary(tree: dict[str, Any]) -> list[str]:
     try:
         digest = read_vocabulary(prompt["vocabulary"])[2]
     except ConfigError as error:
-        return [str(error)]
+        return [f"prompt.vocabulary: {error}"]
     meant = prompt.get("vocabulary_digest") or digest
     if meant != digest:
         return [

@@ -103,6 +103,8 @@ def print_truth(found: Truth, split: str, num_pairs: int) -> None:
     result(
         f"Percent of descriptions with the true value, over {num_pairs} pairs of {split} classes; intervals over classes."
     )
+    before, after = map(_percent, found.well_formed)
+    result(f"Answers in form: {before} % before, {after} % after; the others name nothing.")
     for name, reason in found.left_out.items():
         result(f"Left out: {name} ({reason})")
 

@@ -97,6 +97,8 @@ class Vocabulary(Config):
             ValueError: if none would be left.
         """
         kept = {name: values for name, values in self.attributes.items() if name not in names}
+        if not kept:
+            raise ValueError("attributes: none of its attributes would be left; keep at least one")
         return Vocabulary.model_validate(self.model_dump() | {"attributes": kept})
 
 

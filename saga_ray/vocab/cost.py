@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saga_ray.data.vocabulary import Vocabulary
-from saga_ray.mllm.answers import Span, parse_answer, plain, written_answer
+from saga_ray.mllm.answers import Span, parse_answer, written_answer
 from saga_ray.mllm.text import TokenTexts
+from saga_ray.vocab.words import normal_name
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -48,7 +49,7 @@ def tokens_by_attribute(text: str, ends: Sequence[int], spans: Iterable[Span]) -
         spans: Of its values, from `parse_answer`.
 
     Returns:
-        {(image, attribute in plain letters): tokens}.
+        {(image, attribute as `normal_name` writes it): tokens}.
     """
     last_characters = np.asarray(ends) - 1
     written: dict[tuple[int, str], int] = {}
@@ -58,7 +59,7 @@ def tokens_by_attribute(text: str, ends: Sequence[int], spans: Iterable[Span]) -
         places = list(parts)
         start = before if of_image == image else text.rfind("{", 0, places[0].start) + 1
         image, before = of_image, places[-1].stop
-        key = (image, plain(attribute))
+        key = (image, normal_name(attribute))
         written[key] = written.get(key, 0) + int(((last_characters >= start) & (last_characters < before)).sum())
     return written
 
@@ -81,7 +82,7 @@ def typical_cost(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> 
         found = tokens_by_attribute(text, texts.ends(ids), parse_answer(text, vocabulary.verdict_key).spans)
         for name, word in words.items():
             # The second description: the first shares a token with what stands before it.
-            by_value[name][word] = found.get((1, plain(name)), 0)
+            by_value[name][word] = found.get((1, normal_name(name)), 0)
     counts = {name: list(tokens.values()) for name, tokens in by_value.items()}
     costs = {name: (float(np.mean(each)), min(each), max(each)) for name, each in counts.items()}
     return Cost(costs, float(np.mean(lengths)))

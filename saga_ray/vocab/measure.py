@@ -55,10 +55,12 @@ def measure_truth(run: str, sample: Sample, *, data_root: str | None = None, pro
     prompt, questions = asked.engine.prompt, asked.questions
     matched = match(asked.dataset, prompt)
     labels_N = asked.dataset.split(sample.split).labels_N[questions.rows_N]
-    counts = []
+    counts, well_formed = [], []
     for when, encoder in (("before", asked.initial), ("after", trained)):
         progress.stage(f"asking about {sample.num_pairs} pairs of {sample.split} classes, {when} training")
         result = answers(encoder, asked, progress)
         counts.append(rightly_named(result, questions, prompt, matched.columns, labels_N))
+        well_formed.append(float(result.well_formed_PG.double().mean()))
     (before_CA, known_CA), (after_CA, _) = counts
-    return Truth(compare(list(matched.columns), before_CA, after_CA, known_CA), matched.left_out)
+    rows = compare(list(matched.columns), before_CA, after_CA, known_CA)
+    return Truth(rows, matched.left_out, (well_formed[0], well_formed[1]))

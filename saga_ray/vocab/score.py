@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from saga_ray.leaderboard.statistics import holm
-from saga_ray.mllm.answers import parse_answer, plain
+from saga_ray.mllm.answers import parse_answer
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.vocab.cost import tokens_by_attribute
 from saga_ray.vocab.information import information
-from saga_ray.vocab.words import normal_value
+from saga_ray.vocab.words import normal_name, normal_value
 
 if TYPE_CHECKING:
     from saga_ray.mllm.prompt import Prompt
@@ -181,9 +181,10 @@ def _read(result: ScoreResult, prompt: Prompt, texts: TokenTexts) -> _Read:
     whole_PG = result.well_formed_PG.cpu().numpy()
     shape = (*whole_PG.shape, len(prompt.attributes))
     differs, named, listed, tokens = np.full(shape, np.nan), np.zeros(shape), np.zeros(shape), np.zeros(shape)
-    names = [plain(name) for name in prompt.attributes]
+    names = [normal_name(name) for name in prompt.attributes]
     allowed = {
-        plain(name): {normal_value(value, name) for value in values or ()} for name, values in prompt.attributes.items()
+        normal_name(name): {normal_value(value, name) for value in values or ()}
+        for name, values in prompt.attributes.items()
     }
     for p, g in np.argwhere(whole_PG):
         text = result.texts_PG[p][g]
@@ -202,7 +203,7 @@ def _read(result: ScoreResult, prompt: Prompt, texts: TokenTexts) -> _Read:
 
 
 def _plain_words(words: Mapping[str, str]) -> dict[str, str]:
-    return {plain(name): normal_value(value, name) for name, value in words.items()}
+    return {normal_name(name): normal_value(value, name) for name, value in words.items()}
 
 
 def _yes_and_num(differs_PG: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -60,11 +60,13 @@ class Truth:
     rows: tuple[Named, ...]
     """The mean over attributes first, under the name `all`."""
     left_out: Mapping[str, str]
+    well_formed: tuple[float, float]
+    """Share of answers in form, before and after; the others name nothing."""
 
     def as_json(self) -> dict[str, Any]:
         """Everything, as JSON holds it."""
         rows = [asdict(row) | {"difference": row.difference} for row in self.rows]
-        return {"attributes": rows, "left_out": dict(self.left_out)}
+        return {"attributes": rows, "left_out": dict(self.left_out), "well_formed": list(self.well_formed)}
 
 
 def match(dataset: Dataset, prompt: Prompt) -> Matched:

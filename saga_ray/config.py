@@ -242,6 +242,10 @@ class PromptConfig(Config):
 
     variant: Literal["structured", "generic"] = "structured"
     """`structured` lists the attributes of the vocabulary; `generic` asks only for differences and verdict."""
+    vocabulary: str | None = None
+    """Name of a vocabulary in the package, or a YAML file of one's own; null takes the data set's, or that of the MLLM's folder."""
+    vocabulary_digest: str | None = Field(None, pattern=r"^[0-9a-f]{12}$")
+    """First 12 hex digits of that file's SHA-256, filled in: a run goes on with the words that it began with."""
 
 
 class ScorerConfig(Config):

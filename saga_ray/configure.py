@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.resources import files
@@ -237,6 +238,46 @@ def recipe_values(recipe: str) -> dict[str, Any]:
     return parse_yaml(text, f"recipe {recipe}")
 
 
+def read_vocabulary(name: str) -> tuple[bytes, str, str]:
+    """Content of a vocabulary, where it was found, and its digest.
+
+    Args:
+        name: Of one in the package (`birds`), or a path.
+
+    Raises:
+        ConfigError: if there is neither.
+    """
+    shipped = files("saga_ray").joinpath("data", "vocabularies")
+    names = sorted(each.name.removesuffix(".yaml") for each in shipped.iterdir() if each.name.endswith(".yaml"))
+    try:
+        found = shipped.joinpath(f"{name}.yaml") if name in names else Path(name).expanduser()
+        content = found.read_bytes()
+    except (OSError, ValueError):
+        raise ConfigError(
+            f"vocabulary '{name}' is neither a file that can be read nor a name{nearest(name, names)} "
+            f"(known: {', '.join(names)})"
+        ) from None
+    return content, f"vocabulary {name}" if name in names else name, hashlib.sha256(content).hexdigest()[:12]
+
+
+def _pin_vocabulary(tree: dict[str, Any]) -> list[str]:
+    """Fill in the digest of the vocabulary that is named, so that a change of the file is a change of the configuration."""
+    prompt = tree.get("prompt")
+    if not isinstance(prompt, Mapping) or not isinstance(prompt.get("vocabulary"), str):
+        return []
+    try:
+        digest = read_vocabulary(prompt["vocabulary"])[2]
+    except ConfigError as error:
+        return [f"prompt.vocabulary: {error}"]
+    meant = prompt.get("vocabulary_digest") or digest
+    if meant != digest:
+        return [
+            f"prompt.vocabulary_digest: {meant} is not that of {prompt['vocabulary']} ({digest}); leave this key out"
+        ]
+    tree["prompt"] = {**prompt, "vocabulary_digest": digest}
+    return []
+
+
 def resolve(
     dataset: str,
     *,
@@ -279,6 +320,7 @@ def resolve(
     tree = _merged(base, _prune(on_top, set(model_keys())))
     tree |= {"dataset": dataset if dataset in DATASETS else "demo", "method": str(method)}
     tree |= {"recipe": recipe if recipe in RECIPES else "demo"}
+    problems += _pin_vocabulary(tree)
     config, wrong = _validated(tree, base)
     problems += wrong
     if problems or config is None:
@@ -369,8 +411,6 @@ def default_run_name(config: RunConfig) -> str:
     text = f"{label(config)}-seed{config.seed}"
     slug = re.sub(r"[^A-Za-z0-9._+=]+", "-", text).strip("-").replace("..", ".")
     if len(slug) > 120:
-        import hashlib
-
         slug = f"{slug[:100]}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     return slug
 

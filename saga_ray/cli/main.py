@@ -25,6 +25,7 @@ VERBS = {
     "evaluate": "Measure a finished run again.",
     "study": "Run several methods and write a page about them.",
     "data": "List the data sets, look into one.",
+    "vocab": "Show, check and judge the attributes that the MLLM describes.",
     "prompt": "Show what the MLLM is asked, word by word.",
     "mllm": "Ask the frozen MLLM about two pictures.",
     "config": "Show a resolved configuration, or every key.",

@@ -28,16 +28,17 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     root = None if name == "demo" or any(word.startswith("data.root=") for word in assignments) else "."
     config = configuration(name, recipe=recipe, assignments=assignments, shortcuts={"data.root": root})
     from saga_ray.mllm.loading import resolve_folder
-    from saga_ray.mllm.prompt import load_prompt, prompt_texts, request_text
+    from saga_ray.mllm.prompt import prompt_texts, request_text
+    from saga_ray.train.prompt import prompt_in
 
     try:
         folder = resolve_folder(config.mllm)
     except ValueError as error:
         say(f"{error}. Shown without the model's chat template:")
-        prompt = load_prompt(config.dataset, config.prompt.variant, None)
+        prompt = prompt_in(config, None)
         result("\n\n".join([*request_text(prompt), "<image 1>", "<image 2>"]))
         return
-    prompt = load_prompt(config.dataset, config.prompt.variant, folder)
+    prompt = prompt_in(config, folder)
     if prompt.texts is None:
         from transformers import AutoTokenizer
 

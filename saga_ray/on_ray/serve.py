@@ -35,6 +35,7 @@ from saga_ray.configure import resolve
 from saga_ray.errors import Refused, marked_refusals
 from saga_ray.on_ray.cluster import Cluster
 from saga_ray.on_ray.resources import scorer_threads
+from saga_ray.train.parts import join_results
 from saga_ray.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
@@ -109,14 +110,14 @@ class ScorerReplica:
             self._engines.move_to_end(key)
             return self._engines[key]
         from saga_ray.mllm.loading import load_mllm
-        from saga_ray.mllm.prompt import load_prompt
         from saga_ray.scorer.engine import ScoringEngine
+        from saga_ray.train.prompt import prompt_in
 
         weights = config.mllm.model_dump_json()
         if weights not in self._models:
             self._models[weights] = load_mllm(config.mllm)
         mllm = self._models[weights]
-        prompt = load_prompt(config.dataset, config.prompt.variant, mllm.folder)
+        prompt = prompt_in(config, mllm.folder)
         self._engines[key] = ScoringEngine(mllm, prompt, config)
         while len(self._engines) > _MAX_ENGINES:
             self._engines.popitem(last=False)
@@ -235,34 +236,6 @@ def split_request(request: ScoreRequest, num_parts: int) -> list[ScoreRequest]:
 def _runs(length: int, num_parts: int) -> Iterator[tuple[int, int]]:
     edges = [length * part // num_parts for part in range(num_parts + 1)]
     yield from itertools.pairwise(edges)
-
-
-def join_results(parts: Sequence[ScoreResult]) -> ScoreResult:
-    """Put the parts of `split_request` together again; sums and counts add up, names of processes are joined."""
-    import torch
-
-    if len(parts) == 1:
-        return parts[0]
-    longest = max(part.token_ids_PGR.shape[2] for part in parts)
-    padded = [
-        torch.nn.functional.pad(part.token_ids_PGR, (0, longest - part.token_ids_PGR.shape[2]), value=-1)
-        for part in parts
-    ]
-    tensors = {
-        name: torch.cat([part.tensors()[name] for part in parts])
-        for name in parts[0].tensors()
-        if name != "token_ids_PGR"
-    }
-    counters: dict[str, float | str] = {}
-    for part in parts:
-        for name, value in part.counters.items():
-            if isinstance(value, str):
-                seen = str(counters.get(name, "")).split(",")
-                counters[name] = ",".join(dict.fromkeys([*filter(None, seen), value]))
-            else:
-                counters[name] = float(counters.get(name, 0.0)) + value
-    texts = tuple(texts for part in parts for texts in part.texts_PG)
-    return ScoreResult(texts_PG=texts, token_ids_PGR=torch.cat(padded), counters=counters, **tensors)
 
 
 def scorer_app(config: RunConfig, threads: int, *, num_replicas: int, selector: Mapping[str, str], warm: bool) -> Any:

@@ -102,6 +102,9 @@ def config_hash(config: RunConfig) -> str:
     )
     values["data"].pop("root")
     values["mllm"].pop("path")
+    values["prompt"].pop("vocabulary")
+    if values["prompt"]["vocabulary_digest"] is None:  # as it was before there was the key
+        values["prompt"].pop("vocabulary_digest")
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -1,0 +1,50 @@
+"""The prompt of a run, and an engine that asks it: the data set's own words, the MLLM folder's, or a chosen vocabulary."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from saga_ray.config import RunConfig
+from saga_ray.data.vocabulary import load_vocabulary
+from saga_ray.mllm.loading import check_folder, load_mllm, resolve_folder
+from saga_ray.mllm.prompt import OWN_PROMPT, Prompt, load_prompt, prompt_from_vocabulary
+from saga_ray.scorer.engine import ScoringEngine
+
+
+def prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
+    """The prompt of a run whose MLLM lies in `folder`; None shows what would be asked without knowing the MLLM.
+
+    Raises:
+        ValueError: for a vocabulary or a prompt file that cannot be used.
+    """
+    name = config.prompt.vocabulary
+    if name is None:
+        return load_prompt(config.dataset, config.prompt.variant, folder)
+    if folder is not None and (folder / OWN_PROMPT).is_file():
+        raise ValueError(
+            f"prompt.vocabulary: {name} cannot be asked, since the MLLM in {folder} carries its own prompt ({OWN_PROMPT}) and "
+            f"reads no other; leave the key out, or name another MLLM with --set mllm.path=DIR"
+        )
+    vocabulary, source = load_vocabulary(name, config.prompt.vocabulary_digest)
+    return prompt_from_vocabulary(vocabulary.model_dump(), config.prompt.variant, source)
+
+
+def run_prompt(config: RunConfig) -> Prompt:
+    """The prompt of a run, without loading any weights.
+
+    Raises:
+        ValueError: for an MLLM folder, a vocabulary or a prompt file that cannot be used.
+    """
+    folder = resolve_folder(config.mllm)
+    check_folder(folder)
+    return prompt_in(config, folder)
+
+
+def build_engine(config: RunConfig) -> ScoringEngine:
+    """Load the frozen MLLM and the run's prompt.
+
+    Raises:
+        ValueError: one sentence with key, folder or file and what to do.
+    """
+    prompt = run_prompt(config)  # before anything large is read
+    return ScoringEngine(load_mllm(config.mllm), prompt, config)

@@ -124,6 +124,9 @@ def score(
     The MLLM answers about pairs of one class and of neighbouring classes. An attribute decides if the difference of its two
     written values tells something about the truth, in bits of mutual information.
 
+    Found is: decides; open (more --pairs would tell); for nothing (tells less than --least-bits, with 95 % certainty);
+    seldom answered (under half of the descriptions name it, and it decides nothing); never answered.
+
     saga-ray vocab score demo
 
     saga-ray vocab score mine.yaml --dataset cub --data-root /data/CUB_200_2011 --write less.yaml
@@ -161,45 +164,37 @@ def _scored_config(
 ) -> RunConfig:
     from saga_ray.config import DATASETS
 
-    if run is not None and not words:
-        words = (_run_config(run, data_root).dataset,)
+    if run is not None:
+        return _config_of_run(run, data_root, [*words, *assignments, *filter(None, (dataset, recipe))])
     name, more = split_words(words, "data set or vocabulary file")
     vocabulary = None if name in DATASETS else name
     if vocabulary is not None and dataset is None:
         dataset = _dataset_of(name)
-    if run is not None:
-        return _run_with(run, data_root, vocabulary, name, [*assignments, *more])
+    if vocabulary is None and dataset not in (None, name):
+        raise click.UsageError(f"Expected one data set, but got {name} and --dataset {dataset}.")
     shortcuts = {"data.root": data_root, "prompt.vocabulary": vocabulary}
     return configuration(dataset or name, recipe=recipe, assignments=[*assignments, *more], shortcuts=shortcuts)
 
 
 def _dataset_of(name: str) -> str:
     from saga_ray.config import DATASETS
-    from saga_ray.configure import ConfigError, check_choice, nearest
+    from saga_ray.configure import ConfigError, check_choice
 
     if Path(name).suffix not in (".yaml", ".yml"):
-        raise ConfigError(
-            f"{check_choice('data set', name, DATASETS)}; a vocabulary's file ends in .yaml{nearest(name, [])}"
-        )
+        raise ConfigError(f"{check_choice('data set', name, DATASETS)}; a vocabulary's file ends in .yaml")
     raise ConfigError(f"{name}: say whose pictures are shown with --dataset NAME ({', '.join(DATASETS)})")
 
 
-def _run_config(run: str, data_root: str | None) -> RunConfig:
+def _config_of_run(run: str, data_root: str | None, words: Sequence[str]) -> RunConfig:
+    from saga_ray.configure import ConfigError
     from saga_ray.vocab.asking import finished_run
 
-    return finished_run(run, data_root)
-
-
-def _run_with(
-    run: str, data_root: str | None, vocabulary: str | None, name: str, assignments: Sequence[str]
-) -> RunConfig:
-    from saga_ray.configure import ConfigError
-
-    config = _run_config(run, data_root)
-    if vocabulary is None and name != config.dataset:
-        raise ConfigError(f"--run {run}: is about {config.dataset}, not {name}; name one of the two only")
-    if vocabulary is not None or assignments:
-        raise ConfigError(f"--run {run}: brings its configuration and vocabulary; leave out FILE and --set, or --run")
+    config = finished_run(run, data_root)
+    if further := [word for word in words if word != config.dataset]:
+        raise ConfigError(
+            f"--run {run}: brings its own data set ({config.dataset}), configuration and vocabulary; "
+            f"leave out {', '.join(further)}, or --run"
+        )
     return config
 
 

@@ -73,6 +73,7 @@ def test_the_last_line_says_that_a_file_is_not_valid(type_: Type) -> None:
         (["score", "mine.yaml"], ["mine.yaml", "--dataset NAME"]),
         (["score", "mine.yaml", "--dataset", "demo"], ["prompt.vocabulary", "mine.yaml", "carries its own prompt"]),
         (["score"], ["Expected one data set or vocabulary file"]),
+        (["score", "demo", "--dataset", "cub"], ["Expected one data set", "--dataset cub"]),
         (["score", "cub"], ["data.root", "--data-root DIR"]),
         (["score", "demo", "--pairs", "3"], ["--pairs", "3"]),
         (["score", "demo", "--plot", "no/where.png"], ["--plot no/where.png", "folder that exists"]),
@@ -151,4 +152,4 @@ def test_truth_before_and_after_training_as_table_and_picture(type_: Type) -> No
     scored = type_("vocab", "score", "--run", "runs/short", "--pairs", "20", "--answers", "1")
     assert scored.code == 0 and "the encoder of runs/short" in scored.out
     other = type_("vocab", "score", "cub", "--run", "runs/short")
-    assert other.code == 2 and "is about demo, not cub" in other.last_line
+    assert other.code == 2 and "its own data set (demo)" in other.last_line and "leave out cub" in other.last_line

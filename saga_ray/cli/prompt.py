@@ -29,7 +29,7 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     config = configuration(name, recipe=recipe, assignments=assignments, shortcuts={"data.root": root})
     from saga_ray.mllm.loading import resolve_folder
     from saga_ray.mllm.prompt import prompt_texts, request_text
-    from saga_ray.train.prompt import prompt_in
+    from saga_ray.scorer.prompt import prompt_in
 
     try:
         folder = resolve_folder(config.mllm)

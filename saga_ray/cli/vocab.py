@@ -134,7 +134,7 @@ def score(
     config = _scored_config(words, dataset, data_root, recipe, run, assignments)
     _check_target(plot, "--plot")
     _check_target(write, "--write")
-    from saga_ray.train.prompt import run_prompt
+    from saga_ray.scorer.prompt import run_prompt
     from saga_ray.vocab.asking import Sample
     from saga_ray.vocab.measure import measure_score
     from saga_ray.vocab.score import LEAST_BITS

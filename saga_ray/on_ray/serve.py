@@ -35,7 +35,7 @@ from saga_ray.configure import resolve
 from saga_ray.errors import Refused, marked_refusals
 from saga_ray.on_ray.cluster import Cluster
 from saga_ray.on_ray.resources import scorer_threads
-from saga_ray.train.parts import join_results
+from saga_ray.scorer.parts import join_results
 from saga_ray.types import ScoreRequest, ScoreResult
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class ScorerReplica:
             return self._engines[key]
         from saga_ray.mllm.loading import load_mllm
         from saga_ray.scorer.engine import ScoringEngine
-        from saga_ray.train.prompt import prompt_in
+        from saga_ray.scorer.prompt import prompt_in
 
         weights = config.mllm.model_dump_json()
         if weights not in self._models:

@@ -94,7 +94,7 @@ def check_inputs(configs: Sequence[RunConfig]) -> None:
     asking = next((config for config in configs if config.asks_the_mllm), None)
     # A pinned hub model is fetched where it is used.
     if asking is not None and (asking.mllm.revision is None or Path(str(asking.mllm.path)).exists()):
-        from saga_ray.train.prompt import run_prompt
+        from saga_ray.scorer.prompt import run_prompt
 
         run_prompt(asking)
 

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 from saga_ray.config import RunConfig
-from saga_ray.mllm.loading import check_folder, load_mllm, resolve_folder
-from saga_ray.mllm.prompt import Prompt, load_prompt
+from saga_ray.mllm.loading import load_mllm
 from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.scorer.prompt import run_prompt
 from saga_ray.scorer.wire import delivered_result, on_device, rounded_request, rounded_result
 from saga_ray.types import ScoreRequest, ScoreResult
 
 
-def run_prompt(config: RunConfig) -> Prompt:
-    """The prompt of a run, without loading any weights.
-
-    Raises:
-        ValueError: for an MLLM folder or prompt file that cannot be used.
-    """
-    folder = resolve_folder(config.mllm)
-    check_folder(folder)
-    return load_prompt(config.dataset, config.prompt.variant, folder)
-
-
 def build_engine(config: RunConfig) -> ScoringEngine:
-    """Load the frozen MLLM and its prompt; in a worker or replica alike.
+    """Load the frozen MLLM and the run's prompt; in a worker or replica alike.
 
     Raises:
-        ValueError: one sentence with key or folder and what to do.
+        ValueError: one sentence with key, folder or file and what to do.
     """
-    mllm = load_mllm(config.mllm)
-    return ScoringEngine(mllm, load_prompt(config.dataset, config.prompt.variant, mllm.folder), config)
+    prompt = run_prompt(config)  # before anything large is read
+    return ScoringEngine(load_mllm(config.mllm), prompt, config)
 
 
 class LocalScorer:

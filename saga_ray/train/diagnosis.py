@@ -20,10 +20,10 @@ from saga_ray.data.demo import birds
 from saga_ray.data.demo.world import SPLITS, DemoSource, class_vectors, nuisance
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.scorer.local import build_engine
 from saga_ray.train.context import LocalContext
 from saga_ray.train.embed import class_centroids, embed_table
 from saga_ray.train.naming import Heard, Questions, ask, asking_engine, first_attention, heard_shares, sample_questions
-from saga_ray.train.prompt import build_engine
 from saga_ray.types import Dataset, ImageTable, VisualTokens
 
 MAX_MAP_CELLS = 64

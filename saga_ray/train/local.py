@@ -45,8 +45,7 @@ def run_local(
         scorer = None
         if config.asks_the_mllm:
             # Imported here: methods without the MLLM do not load it.
-            from saga_ray.scorer.local import LocalScorer
-            from saga_ray.train.prompt import build_engine
+            from saga_ray.scorer.local import LocalScorer, build_engine
 
             progress.stage("loading the frozen MLLM")
             scorer = LocalScorer(build_engine(config))

@@ -262,7 +262,7 @@ class Trainer:
         """What is taught of the classes; before the first step some pictures of every class are read."""
         if self.config.loss.weights.consensus == 0:
             return None
-        from saga_ray.train.prompt import run_prompt
+        from saga_ray.scorer.prompt import run_prompt
 
         assert self.scorer is not None
         consensus = Consensus(self.config, self.dataset, run_prompt(self.config), self.scorer, self.context)
@@ -279,8 +279,8 @@ class Trainer:
         """From the encoder to what the MLLM says of validation classes through it; on rank 0, if it is asked for."""
         if self.config.evaluation.watch_steps == 0 or self.scorer is None or self.context.rank:
             return None
+        from saga_ray.scorer.prompt import run_prompt
         from saga_ray.train.naming import validation_metrics, validation_questions
-        from saga_ray.train.prompt import run_prompt
 
         questions, prompt = validation_questions(self.config, self.dataset), run_prompt(self.config)
         return lambda encoder: validation_metrics(encoder, self.scorer, questions, prompt)

@@ -14,9 +14,8 @@ from saga_ray.data.images import decode
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.encoder.export import load_encoder
 from saga_ray.leaderboard.pages import JudgedAnswer, JudgedPair
-from saga_ray.scorer.local import LocalScorer
+from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.train.context import default_device
-from saga_ray.train.prompt import build_engine
 from saga_ray.types import ImagePair, ImageTable, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
 
 if TYPE_CHECKING:

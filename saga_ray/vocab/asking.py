@@ -12,13 +12,14 @@ from saga_ray.configure import from_yaml, with_override
 from saga_ray.data import load_dataset
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.encoder.export import load_encoder
+from saga_ray.scorer.local import build_engine
+from saga_ray.scorer.parts import join_results
+from saga_ray.scorer.prompt import run_prompt
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext, default_device
 from saga_ray.train.embed import class_centroids, embed_table
 from saga_ray.train.naming import Questions, ask, asking_engine, sample_questions
-from saga_ray.train.parts import join_results
 from saga_ray.train.progress import Progress, Silent
-from saga_ray.train.prompt import build_engine, run_prompt
 from saga_ray.train.run_folder import CONFIG, RESULT
 from saga_ray.types import Dataset, Scorer, ScoreRequest, ScoreResult
 

@@ -14,9 +14,8 @@ from saga_ray.config import DATASETS
 from saga_ray.configure import ConfigError, from_yaml, resolve, to_yaml
 from saga_ray.data.vocabulary import load_vocabulary, parse_vocabulary
 from saga_ray.mllm.prompt import load_prompt, request_text
-from saga_ray.scorer import local as scorer_local
+from saga_ray.scorer.prompt import prompt_in, run_prompt
 from saga_ray.train.evaluate import config_hash
-from saga_ray.train.prompt import prompt_in, run_prompt
 
 BUNDLED = Path(str(files("saga_ray").joinpath("mllm", "demo", "weights")))
 DEMO_PROMPTS = {
@@ -149,7 +148,7 @@ def test_a_prompt_asks_for_the_chosen_vocabulary(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dataset", DATASETS)
 def test_without_the_key_every_run_asks_as_before(dataset: str, folder: Path) -> None:
     config = resolve(dataset, overrides={"data.root": None if dataset == "demo" else "x", "mllm.path": str(folder)})
-    assert run_prompt(config) == scorer_local.run_prompt(config)
+    assert run_prompt(config) == load_prompt(dataset, "structured", folder)
     assert prompt_in(config, None) == load_prompt(dataset, "structured", None)
 
 

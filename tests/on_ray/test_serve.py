@@ -19,9 +19,10 @@ from ray.exceptions import RayTaskError
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
 from saga_ray.errors import Refused, is_ours
-from saga_ray.on_ray.serve import RemoteScorer, join_results, remote_scorer, scorer_service, split_request
+from saga_ray.on_ray.serve import RemoteScorer, remote_scorer, scorer_service, split_request
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
+from saga_ray.scorer.parts import join_results
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult, VisualTokens
 
 NUM_PAIRS = 5

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from saga_ray.scorer.engine import MAX_LAYOUTS, ScoringEngine
-from saga_ray.scorer.local import LocalScorer, build_engine, run_prompt
+from saga_ray.scorer.local import LocalScorer, build_engine
+from saga_ray.scorer.prompt import run_prompt
 from saga_ray.types import ScoreOptions, VisualTokens
 from tests.helpers.scoring import relative, small_request, small_run_config
 from tests.helpers.small_mllm import small_answer

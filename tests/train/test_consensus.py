@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga_ray.mllm.answers import parse_answer
-from saga_ray.scorer.local import LocalScorer, build_engine, run_prompt
+from saga_ray.scorer.local import LocalScorer, build_engine
+from saga_ray.scorer.prompt import run_prompt
 from saga_ray.train.consensus import (
     Consensus,
     add_description,

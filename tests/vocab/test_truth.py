@@ -240,9 +240,7 @@ def test_a_chosen_vocabulary_is_asked_and_scored(reading_mllm: Path, tmp_path: P
             "prompt.vocabulary": str(tmp_path / "mine.yaml"),
         },
     )  # fmt: skip
-    from saga_ray.train.prompt import build_engine as build_run_engine
-
-    texts = build_run_engine(config).texts
+    texts = build_engine(config).texts
     assert "- glaze (choose from: matt, gloss)" in texts[0] and '"same_maker"' in texts[0]
     with pytest.raises(ValueError, match="none of the answers is well formed"):
         measure_score(config, Sample(num_pairs=20, num_answers=1))

@@ -1,4 +1,4 @@
-"""The prompt of a run, and an engine that asks it: the data set's own words, the MLLM folder's, or a chosen vocabulary."""
+"""The prompt of a run: the data set's own words, the MLLM folder's, or a chosen vocabulary."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from pathlib import Path
 
 from saga_ray.config import RunConfig
 from saga_ray.data.vocabulary import load_vocabulary
-from saga_ray.mllm.loading import check_folder, load_mllm, resolve_folder
+from saga_ray.mllm.loading import check_folder, resolve_folder
 from saga_ray.mllm.prompt import OWN_PROMPT, Prompt, load_prompt, prompt_from_vocabulary
-from saga_ray.scorer.engine import ScoringEngine
 
 
 def prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
@@ -38,13 +37,3 @@ def run_prompt(config: RunConfig) -> Prompt:
     folder = resolve_folder(config.mllm)
     check_folder(folder)
     return prompt_in(config, folder)
-
-
-def build_engine(config: RunConfig) -> ScoringEngine:
-    """Load the frozen MLLM and the run's prompt.
-
-    Raises:
-        ValueError: one sentence with key, folder or file and what to do.
-    """
-    prompt = run_prompt(config)  # before anything large is read
-    return ScoringEngine(load_mllm(config.mllm), prompt, config)

@@ -15,7 +15,7 @@ from saga_ray.cli.vocab_tables import print_score, print_truth, print_vocabulary
 
 if TYPE_CHECKING:
     from saga_ray.config import RunConfig
-    from saga_ray.data.vocabulary import Vocabulary
+    from saga_ray.mllm.vocabulary import Vocabulary
     from saga_ray.vocab.score import VocabularyScore
 
 SPLIT = click.option(
@@ -64,8 +64,8 @@ def _named(name: str) -> tuple[Vocabulary, str]:
     """A vocabulary by its own name, by a data set's, or by its file's."""
     from importlib.resources import files
 
-    from saga_ray.data.vocabulary import load_vocabulary, parse_vocabulary
     from saga_ray.mllm.prompt import OWN_PROMPT, VOCABULARIES
+    from saga_ray.mllm.vocabulary import load_vocabulary, parse_vocabulary
 
     if name != "demo":
         return load_vocabulary(VOCABULARIES.get(name, name))
@@ -200,7 +200,7 @@ def _config_of_run(run: str, data_root: str | None, words: Sequence[str]) -> Run
 
 def _write_reduced(path: str, found: VocabularyScore, prompt: Any) -> None:
     from saga_ray.configure import ConfigError
-    from saga_ray.data.vocabulary import Vocabulary
+    from saga_ray.mllm.vocabulary import Vocabulary
 
     asked = Vocabulary(
         role=prompt.role, item=prompt.item, verdict_key=prompt.verdict_key, attributes=dict(prompt.attributes)

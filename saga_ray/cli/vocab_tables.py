@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from saga_ray.cli.terminal import result, say
 
 if TYPE_CHECKING:
-    from saga_ray.data.vocabulary import Vocabulary
+    from saga_ray.mllm.vocabulary import Vocabulary
     from saga_ray.vocab.cost import Cost
     from saga_ray.vocab.score import VocabularyScore
     from saga_ray.vocab.truth import Truth

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from saga_ray.config import RunConfig
-from saga_ray.data.vocabulary import load_vocabulary
 from saga_ray.mllm.loading import check_folder, resolve_folder
 from saga_ray.mllm.prompt import OWN_PROMPT, Prompt, load_prompt, prompt_from_vocabulary
+from saga_ray.mllm.vocabulary import load_vocabulary
 
 
 def prompt_in(config: RunConfig, folder: Path | None) -> Prompt:

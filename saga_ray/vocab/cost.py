@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saga_ray.data.vocabulary import Vocabulary
 from saga_ray.mllm.answers import Span, parse_answer, written_answer
 from saga_ray.mllm.text import TokenTexts
+from saga_ray.mllm.vocabulary import Vocabulary
 from saga_ray.vocab.words import normal_name
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from saga_ray.data.vocabulary import plain
+from saga_ray.mllm.answers import plain
 
 _SPELLINGS = {"grey": "gray", "colour": "color", "coloured": "colored"}
 _REMARK = re.compile(r"\([^)]*\)")

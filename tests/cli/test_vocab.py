@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from saga_ray.data.vocabulary import load_vocabulary
+from saga_ray.mllm.vocabulary import load_vocabulary
 from tests.cli.conftest import Outcome
 from tests.helpers.small_mllm import small_mllm_folder
 

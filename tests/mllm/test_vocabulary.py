@@ -12,8 +12,8 @@ import yaml
 
 from saga_ray.config import DATASETS
 from saga_ray.configure import ConfigError, from_yaml, resolve, to_yaml
-from saga_ray.data.vocabulary import load_vocabulary, parse_vocabulary
 from saga_ray.mllm.prompt import load_prompt, request_text
+from saga_ray.mllm.vocabulary import load_vocabulary, parse_vocabulary
 from saga_ray.scorer.prompt import prompt_in, run_prompt
 from saga_ray.train.evaluate import config_hash
 

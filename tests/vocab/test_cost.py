@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from saga_ray.data.vocabulary import Vocabulary, load_vocabulary
 from saga_ray.mllm.answers import parse_answer
 from saga_ray.mllm.text import TokenTexts
+from saga_ray.mllm.vocabulary import Vocabulary, load_vocabulary
 from saga_ray.vocab.cost import tokens_by_attribute, typical_cost
 from tests.helpers.small_mllm import ATTRIBUTES, small_tokenizer
 

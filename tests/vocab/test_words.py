@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from saga_ray.data.vocabulary import load_vocabulary
+from saga_ray.mllm.vocabulary import load_vocabulary
 from saga_ray.vocab.words import normal_name, normal_value
 
 AS_CUB_WRITES = {

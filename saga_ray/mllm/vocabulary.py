@@ -16,6 +16,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from saga_ray.config import Config
 from saga_ray.configure import ConfigError, nearest, parse_yaml, read_vocabulary
+from saga_ray.mllm.answers import plain
 
 RESERVED = ("differences", "confidence", "reasoning")
 """Keys of every answer beside its descriptions and its verdict."""
@@ -100,11 +101,6 @@ class Vocabulary(Config):
         if not kept:
             raise ValueError("attributes: none of its attributes would be left; keep at least one")
         return Vocabulary.model_validate(self.model_dump() | {"attributes": kept})
-
-
-def plain(word: str) -> str:
-    """A name or value as answers are compared: "Crown_color" is "crown color"."""
-    return " ".join(word.replace("_", " ").casefold().split())
 
 
 def _fault(word: str) -> str | None:

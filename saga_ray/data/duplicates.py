@@ -7,6 +7,7 @@ Another size, another quality or a little noise changes a few bits, another pict
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -101,7 +102,7 @@ def _offer(
 def _close_pairs(unique_U: np.ndarray, max_distance: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Pairs of different hashes within a distance; a pair may come several times."""
     bounds = np.linspace(0, 64, max_distance + 2).round().astype(int)
-    for low, high in zip(bounds[:-1], bounds[1:], strict=True):
+    for low, high in pairwise(bounds):
         band_U = (unique_U >> np.uint64(low)) & np.uint64((1 << int(high - low)) - 1)
         order_U = np.argsort(band_U, kind="stable")
         sorted_U = band_U[order_U]

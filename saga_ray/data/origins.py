@@ -63,7 +63,6 @@ ORIGINS: dict[str, Origin] = {
             "Copies sorted into train and test folders by train_test_split.txt have the classification split: all 200 classes stand "
             "in both. They are no CUB-200-2011 for retrieval; images.txt, image_class_labels.txt and classes.txt are needed.",
         ),
-        "For non-commercial research and education; the images belong to their photographers.",
     ),
     # Sizes and SHA-256 in TensorFlow Datasets' url_checksums/cars196.txt, MD5 in torchvision's StanfordCars up to 0.21.
     # Dead since 2023: github.com/pytorch/vision/issues/7545. The Kaggle copies: the same thread and pull request 8620.
@@ -85,12 +84,10 @@ ORIGINS: dict[str, Origin] = {
         ),
         (
             "kaggle.com/datasets/rickyyyyyyy/torchvision-stanford-cars: the owner's layout, complete.",
-            "kaggle.com/datasets/jessicali9530/stanford-cars-dataset: the images one folder too deep (cars_train/cars_train/), without "
-            "the labels of cars_test: move the images up, and add devkit/ and cars_test_annos_withlabels.mat.",
+            "kaggle.com/datasets/jessicali9530/stanford-cars-dataset: the images one folder too deep (cars_train/cars_train/) and no "
+            "devkit/: move the images up, and add devkit/ and cars_test_annos_withlabels.mat from elsewhere.",
             "kaggle.com/datasets/jutrera/stanford-car-dataset-by-classes-folder: names.csv and car_data/car_data/{train,test}/<class>/, "
             "a '/' in a class name is a '-' there; read as it is.",
-            "kaggle.com/datasets/cyizhuo/stanford-cars-by-classes-folder: folders of classes only; its order of classes is that of "
-            "their names, not of their numbers, and so would be its split.",
         ),
     ),
     # Address as in torchvision's FGVCAircraft; MD5 as several readers check it (R's torchvision, pytorch-meta-dataset and
@@ -113,7 +110,6 @@ ORIGINS: dict[str, Origin] = {
             "Kaggle copies that are sorted into train, val and test folders have the classification split; data/images/ and "
             "data/images_variant_*.txt are needed.",
         ),
-        "For non-commercial research; the photographs belong to their authors.",
     ),
     # Sizes and MD5: the owner's page, github.com/visipedia/inat_comp, 2021/README.md. torchvision's MD5 of 2021_train was
     # wrong until pull request 5844.

@@ -120,8 +120,7 @@ def prepare_(root: str, out: str, dataset: str | None, assignments: tuple[str, .
     config = _config(name, root, assignments)
     found = load_dataset(config)
     with _stage("writing shards") as step:
-        share = config.data.validation_share
-        num_written = prepare(found, out, validation_share=share, num_shards=shards, progress=step)
+        num_written = prepare(found, out, config.data, shards, step)
     say(f"Wrote {num_written} shards." if num_written else "Everything was there already.")
     result(f"{found.name} {found.fingerprint} {out}")
     partial = ("--set", "data.verify_counts=false") if found.partial else ()

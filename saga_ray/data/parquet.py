@@ -13,11 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,19 +23,17 @@ import numpy as np
 from saga_ray.config import DataConfig
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.places import Place
-from saga_ray.data.shards import SPLITS, Listed, decode_rows
+from saga_ray.data.row_groups import ParquetSource, image_bytes, opened, read_group
+from saga_ray.data.shards import SPLITS, Listed
 from saga_ray.data.splits import carve_validation, first_half
 from saga_ray.data.tree import Found, check_classes
 from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 logger = logging.getLogger(__name__)
 
-CACHE_BYTES = 256 * 2**20
-"""Row groups that a process keeps; one that is larger is kept alone."""
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content")
 _CLASS_NAMES = ("class_name", "label", "labels", "class", "target", "category", "species", "fine_label", "name")
 _ID_NAMES = ("image_id", "id", "file_name", "filename", "path")
@@ -49,101 +44,6 @@ _SPLIT_WORDS = {
     "val": "validation",
     "test": "test",
 }
-
-
-@dataclass(frozen=True, eq=False)
-class ParquetSource:
-    """Images in row groups of Parquet files (an `ImageSource`); small and picklable."""
-
-    root: str
-    files: tuple[str, ...]
-    column: str
-    place_N3: np.ndarray
-    """int32: file, row group, row in it."""
-    length_N: np.ndarray
-    names: tuple[str, ...]
-    cut_bottom: int = 0
-
-    def read(self, row: int) -> bytes:
-        """The bytes of an image.
-
-        Raises:
-            ValueError: naming the file, if it cannot be read.
-        """
-        file, group, place = self.place_N3[row].tolist()
-        return _CACHE.images(self.root, self.files[file], group, self.column)[place]
-
-    def name(self, row: int) -> str:
-        """What to call an image in a message."""
-        return f"{self.root.rstrip('/')}/{self.files[self.place_N3[row, 0]]}: image {self.names[row]}"
-
-    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """Decode `rows` into uint8 (N, size, size, 3), as files are decoded.
-
-        Raises:
-            BrokenImageError: for the first image that cannot be decoded.
-        """
-        return decode_rows(self, rows, size)
-
-
-class _RowGroups:
-    """The row groups used last, up to a number of bytes."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._max_bytes, self._lock = max_bytes, threading.Lock()
-        self._kept: OrderedDict[tuple, list[bytes]] = OrderedDict()
-        self.num_bytes = 0
-
-    def images(self, root: str, file: str, group: int, column: str) -> list[bytes]:
-        key = (root, file, group, column)
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-            images = _image_bytes(_read_group(root, file, group, [column]).column(0))
-            self._kept[key] = images
-            self.num_bytes += sum(map(len, images))
-            while self.num_bytes > self._max_bytes and len(self._kept) > 1:
-                self.num_bytes -= sum(map(len, self._kept.popitem(last=False)[1]))
-            return images
-
-
-_CACHE = _RowGroups(CACHE_BYTES)
-
-
-@lru_cache(maxsize=256)
-def _opened(root: str, file: str) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return pq.ParquetFile(Place.open(root).open_file(file))
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(root, file, error) from None
-
-
-def _read_group(root: str, file: str, group: int, columns: list[str]) -> pa.Table:
-    import pyarrow as pa
-
-    try:
-        return _opened(root, file).read_row_group(group, columns=columns)
-    except (OSError, pa.ArrowException) as error:
-        raise _damaged(root, file, error) from None
-
-
-def _damaged(root: str, file: str, error: Exception) -> ValueError:
-    reason = str(error).strip().splitlines()[0]
-    return ValueError(f"data.root: {root}/{file}: cannot be read as Parquet ({reason}); copy the file again")
-
-
-def _image_bytes(column: pa.ChunkedArray) -> list[bytes]:
-    """Bytes of each image; none where a row has none, which no decoder accepts."""
-    import pyarrow as pa
-
-    values = column.combine_chunks()
-    if pa.types.is_struct(values.type):
-        values = values.field("bytes")
-    return [value or b"" for value in values.to_pylist()]
 
 
 def parquet_files(root: str) -> list[str]:
@@ -238,7 +138,7 @@ def parquet_dataset(data: DataConfig) -> Dataset:
     """
     assert data.root is not None
     files = parquet_files(data.root)
-    columns = _columns(_opened(data.root, files[0]).schema_arrow, f"{data.root}/{files[0]}")
+    columns = _columns(opened(data.root, files[0]).schema_arrow, f"{data.root}/{files[0]}")
     images = list(_images(data.root, files, columns))
     _check_any_image(images, data.root)
     of_class: dict[str, list[_Image]] = {}
@@ -255,7 +155,7 @@ def parquet_dataset(data: DataConfig) -> Dataset:
 def _images(root: str, files: list[str], columns: _Columns) -> Iterator[_Image]:
     unlabelled = 0
     for number, file in enumerate(files):
-        parquet = _opened(root, file)
+        parquet = opened(root, file)
         wanted = [name for name in (columns.image, columns.label, columns.image_id, columns.split) if name]
         missing = [name for name in wanted if name not in parquet.schema_arrow.names]
         if missing:
@@ -266,8 +166,8 @@ def _images(root: str, files: list[str], columns: _Columns) -> Iterator[_Image]:
             (s for word, s in _SPLIT_WORDS.items() if _stem(file).startswith((f"{word}-", f"{word}."))), None
         )
         for group in range(parquet.num_row_groups):
-            table = _read_group(root, file, group, wanted)
-            contents = _image_bytes(table[columns.image])
+            table = read_group(root, file, group, wanted)
+            contents = image_bytes(table[columns.image])
             labels = table[columns.label].to_pylist()
             splits = table[columns.split].to_pylist() if columns.split else [of_file] * len(labels)
             ids = _ids(table, columns, file, group)

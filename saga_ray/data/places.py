@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
@@ -108,7 +109,23 @@ class Place:
 
     @contextmanager
     def writing(self, name: str) -> Iterator[NativeFile]:
-        """A stream to a file that appears under its name when all of it is written, and not at all after an error."""
+        """A stream to a file that appears under its name when all of it is written, and not at all after an error.
+
+        Raises:
+            ValueError: if the folder cannot be written. A full disk stays an OSError.
+        """
+        try:
+            with self._stream(name) as stream:
+                yield stream
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            raise ValueError(
+                f"--out {self.shown}: cannot be written ({_first_line(error)}); choose another folder"
+            ) from None
+
+    @contextmanager
+    def _stream(self, name: str) -> Iterator[NativeFile]:
         if not self.is_local:  # object stores show a file only when its stream is closed
             self.filesystem.create_dir(self.path, recursive=True)
             with self.filesystem.open_output_stream(self.below(name), compression=None) as stream:

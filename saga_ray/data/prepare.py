@@ -7,38 +7,33 @@ import json
 import os
 import shutil
 import threading
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from saga_ray.config import DataConfig
+from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import PREPROCESSING
 from saga_ray.data.places import Place
-from saga_ray.data.shards import FORMAT, INDEX, MANIFEST, SPLITS, UNFINISHED, ShardSource
-from saga_ray.data.sources import encoded, size_of
-from saga_ray.types import Dataset, ImageTable
+from saga_ray.data.shard_files import AllRows, Count, Progress, Stopped, describe_shard, write_shard
+from saga_ray.data.shards import FORMAT, INDEX, MANIFEST, SPLITS, UNFINISHED, ShardSource, tables_of
+from saga_ray.types import Dataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 SHARDS_PER_CPU = 3
 """Readers of a cluster get work of their own each, and files stay large."""
-_MAX_GROUP_IMAGES, _MAX_GROUP_BYTES = 64, 32 * 2**20
-"""A row group is what a writer holds in memory, and what other readers load at once."""
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
 
 
-def prepare(dataset: Dataset, out: str, *, validation_share: float, num_shards: int | None, progress: Progress) -> int:
+def prepare(dataset: Dataset, out: str, data: DataConfig, num_shards: int | None, progress: Progress) -> int:
     """Write a data set's images as shards; typed again after an interruption it goes on with what is missing.
 
     Args:
         out: new or empty folder, or address; or one that the same preparation began.
-        validation_share: `data.validation_share` that the data set was read with.
+        data: what the data set was read with.
         num_shards: number of files; None takes `SHARDS_PER_CPU` for each CPU of this machine.
 
     Returns:
@@ -52,73 +47,52 @@ def prepare(dataset: Dataset, out: str, *, validation_share: float, num_shards: 
             f"data.root: {dataset.train.source.root} is prepared already; copy the folder where it is needed"
         )
     place = _checked_place(out)
-    plan = _plan(dataset, place, validation_share, num_shards)
+    plan = _plan(dataset, place, data.validation_share, num_shards)
     if plan is None:
         return 0
-    rows = _Rows(dataset)
+    rows = AllRows(dataset)
     bounds = np.linspace(0, len(rows), plan["num_shards"] + 1).round().astype(int).tolist()
     names = [f"images-{i:05d}-of-{plan['num_shards']:05d}.parquet" for i in range(plan["num_shards"])]
     _check_room(place, rows, names, bounds)
-    count, num_written, stopped = _Count(len(rows), progress), 0, threading.Event()
+    described = _write_all(place, rows, names, bounds, Count(len(rows), progress))
+    tables = [
+        index.append_column("shard", _constant(number, len(index))) for number, (index, _, _) in enumerate(described)
+    ]
+    _finish(place, dataset, plan, tables, [shard for _, shard, _ in described], data.image_size)
+    return sum(is_new for _, _, is_new in described)
 
-    def one(i: int) -> tuple[pa.Table, dict[str, Any], bool]:
-        span = range(bounds[i], bounds[i + 1])
-        known = _finished_shard(place, names[i], rows, span)
-        if known is None:
-            _write_shard(place, names[i], rows, span, count, stopped)
-            return *describe_shard(place, names[i]), True
-        count.add(len(span))
-        return *known, False
 
-    tables, shards = [], []
-    with ThreadPoolExecutor(max_workers=_num_cpus()) as pool:
+def _write_all(
+    place: Place, rows: AllRows, names: list[str], bounds: list[int], count: Count
+) -> list[tuple[pa.Table, dict[str, Any], bool]]:
+    """Index, description and whether it was written now, of every shard."""
+    stopped = threading.Event()
+
+    def one(number: int) -> tuple[pa.Table, dict[str, Any], bool]:
+        span = range(bounds[number], bounds[number + 1])
+        known = _finished_shard(place, names[number], rows, span)
+        if known is not None:
+            count.add(len(span))
+            return *known, False
         try:
-            for index, shard, is_new in pool.map(one, range(plan["num_shards"])):
-                tables.append(index.append_column("shard", _constant(len(shards), len(index))))
-                shards.append(shard)
-                num_written += is_new
+            write_shard(place, names[number], rows, span, count, stopped)
         except BaseException:
             stopped.set()
-            pool.shutdown(cancel_futures=True)
             raise
-    _finish(place, dataset, plan, rows, tables, shards)
-    return num_written
+        return *describe_shard(place, names[number]), True
 
-
-class _Rows:
-    """All images of a data set in the tables' order, as one list."""
-
-    def __init__(self, dataset: Dataset) -> None:
-        self.tables: list[tuple[str, ImageTable]] = [(split, dataset.split(split)) for split in SPLITS]
-        self._starts = np.cumsum([0, *(len(table) for _, table in self.tables)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def where(self, number: int) -> tuple[str, ImageTable, int]:
-        """Split, table and row of an image."""
-        part = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return *self.tables[part], number - int(self._starts[part])
-
-    def image_id(self, number: int) -> str:
-        _, table, row = self.where(number)
-        return table.image_ids[row]
-
-    def size(self, number: int) -> int:
-        _, table, row = self.where(number)
-        return size_of(table.source, row)
-
-
-class _Count:
-    """Progress that several threads add to."""
-
-    def __init__(self, total: int, progress: Progress) -> None:
-        self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
-
-    def add(self, number: int) -> None:
-        with self._lock:
-            self._done += number
-            self._progress(self._done, self._total)
+    # Threads: reading, hashing and writing wait for disks or let others run meanwhile.
+    with ThreadPoolExecutor(max_workers=_num_cpus()) as pool:
+        jobs = [pool.submit(one, number) for number in range(len(names))]
+        try:
+            wait(jobs, return_when=FIRST_EXCEPTION)
+        finally:
+            stopped.set()
+            pool.shutdown(cancel_futures=True)
+    failed = [error for job in jobs if not job.cancelled() and (error := job.exception()) is not None]
+    for error in sorted(failed, key=lambda error: isinstance(error, Stopped)):
+        raise error
+    return [job.result() for job in jobs]
 
 
 def _num_cpus() -> int:
@@ -179,7 +153,7 @@ def _json(place: Place, name: str) -> dict[str, Any]:
         ) from None
 
 
-def _check_room(place: Place, rows: _Rows, names: list[str], bounds: list[int]) -> None:
+def _check_room(place: Place, rows: AllRows, names: list[str], bounds: list[int]) -> None:
     if not place.is_local:
         return
     there = place.list()
@@ -192,71 +166,7 @@ def _check_room(place: Place, rows: _Rows, names: list[str], bounds: list[int]) 
         )
 
 
-def _schema(rows: _Rows) -> pa.Schema:
-    import pyarrow as pa
-
-    fields = [
-        ("image_id", pa.string()),
-        ("image", pa.binary()),
-        ("class_name", pa.string()),
-        ("label", pa.int32()),
-        ("split", pa.string()),
-        ("sha256", pa.binary(32)),
-    ]
-    if any(table.truth_NA is not None for _, table in rows.tables):
-        fields.append(("attributes", pa.list_(pa.int32())))
-    return pa.schema(fields)
-
-
-def _write_shard(place: Place, name: str, rows: _Rows, span: range, count: _Count, stopped: threading.Event) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = _schema(rows)
-    with (
-        place.writing(name) as stream,
-        pq.ParquetWriter(
-            stream,
-            schema,
-            # The images' bytes must lie in the file as they are: no dictionary, no compression.
-            use_dictionary=["class_name", "split"],
-            compression={field.name: "none" if field.name == "image" else "zstd" for field in schema},
-            write_statistics=["image_id", "label"],
-        ) as writer,
-    ):
-        for group in _groups(rows, span):
-            if stopped.is_set():
-                raise InterruptedError("another shard failed")
-            writer.write_batch(pa.RecordBatch.from_pylist(group, schema=schema), row_group_size=len(group))
-            count.add(len(group))
-
-
-def _groups(rows: _Rows, span: range) -> Iterator[list[dict[str, Any]]]:
-    group: list[dict[str, Any]] = []
-    num_bytes = 0
-    for number in span:
-        split, table, row = rows.where(number)
-        content, label = encoded(table.source, row), int(table.labels_N[row])
-        line = {
-            "image_id": table.image_ids[row],
-            "image": content,
-            "class_name": table.class_names[label],
-            "label": label,
-            "split": split,
-            "sha256": hashlib.sha256(content).digest(),
-        }
-        if table.truth_NA is not None:
-            line["attributes"] = table.truth_NA[row].tolist()
-        group.append(line)
-        num_bytes += len(content)
-        if len(group) >= _MAX_GROUP_IMAGES or num_bytes >= _MAX_GROUP_BYTES:
-            yield group
-            group, num_bytes = [], 0
-    if group:
-        yield group
-
-
-def _finished_shard(place: Place, name: str, rows: _Rows, span: range) -> tuple[pa.Table, dict[str, Any]] | None:
+def _finished_shard(place: Place, name: str, rows: AllRows, span: range) -> tuple[pa.Table, dict[str, Any]] | None:
     """What is in a shard that an earlier attempt wrote; None if it is not there, not whole, or of other images."""
     if not place.has(name):
         return None
@@ -268,57 +178,6 @@ def _finished_shard(place: Place, name: str, rows: _Rows, span: range) -> tuple[
     return (index, shard) if same and index["length"].to_pylist() == [rows.size(n) for n in span] else None
 
 
-def describe_shard(place: Place, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    """Where the images of a shard lie in its file, and the file's checksum; every image is compared with its own digest.
-
-    A value's bytes stand in its page as they are, so the place where they are found is the place to read them from.
-
-    Raises:
-        ValueError: naming the file, if it is not whole.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    file, indexes = place.open_file(name), []
-    try:
-        parquet = pq.ParquetFile(file)
-        column = parquet.schema_arrow.get_field_index("image")
-        for group in range(parquet.num_row_groups):
-            chunk = parquet.metadata.row_group(group).column(column)
-            raw = file.read_at(chunk.total_compressed_size, chunk.data_page_offset)
-            table = parquet.read_row_group(group)
-            places = _find_images(raw, chunk.data_page_offset, table)
-            indexes.append(table.drop_columns(["image"]).append_column("offset", pa.array(places[0], pa.int64()))
-                .append_column("length", pa.array(places[1], pa.int64())).append_column("crc32", pa.array(places[2], pa.int64())))  # fmt: skip
-        digest, num_bytes = _file_digest(file)
-    except (OSError, pa.ArrowException, LookupError) as error:
-        raise ValueError(f"data.root: {place.shown}/{name}: the shard is damaged ({error}); prepare it again") from None
-    index = pa.concat_tables(indexes)
-    return index, {"file": name, "images": len(index), "bytes": num_bytes, "sha256": digest}
-
-
-def _find_images(raw: bytes, start: int, table: pa.Table) -> tuple[list[int], list[int], list[int]]:
-    offsets, lengths, crcs, position = [], [], [], 0
-    for content, digest in zip(table["image"].to_pylist(), table["sha256"].to_pylist(), strict=True):
-        if hashlib.sha256(content).digest() != digest:
-            raise LookupError("an image's bytes are not those that were written")
-        position = raw.find(content, position)
-        if position < 0:
-            raise LookupError("an image's bytes are not found in their page")
-        offsets.append(start + position)
-        lengths.append(len(content))
-        crcs.append(zlib.crc32(content))
-        position += len(content)
-    return offsets, lengths, crcs
-
-
-def _file_digest(file: Any) -> tuple[str, int]:
-    digest, size = hashlib.sha256(), file.size()
-    for offset in range(0, size, 2**24):
-        digest.update(file.read_at(min(2**24, size - offset), offset))
-    return digest.hexdigest(), size
-
-
 def _constant(value: int, length: int) -> Any:
     import pyarrow as pa
 
@@ -326,27 +185,41 @@ def _constant(value: int, length: int) -> Any:
 
 
 def _finish(
-    place: Place, dataset: Dataset, plan: dict[str, Any], rows: _Rows, tables: list[pa.Table], shards: list[dict]
+    place: Place,
+    dataset: Dataset,
+    plan: dict[str, Any],
+    tables: list[pa.Table],
+    shards: list[dict[str, Any]],
+    image_size: int,
 ) -> None:
-    """Index, then manifest: what is read is complete."""
+    """Index, then manifest: what is read is complete.
+
+    Raises:
+        ValueError: if the shards' fingerprint is not the files'.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.concat_tables(tables), sink, compression="zstd")
+    sink, index = pa.BufferOutputStream(), pa.concat_tables(tables)
+    pq.write_table(index, sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
     manifest = {
         **{key: value for key, value in plan.items() if key != "num_shards"},
         "partial": dataset.partial,
         "preprocessing": PREPROCESSING,
-        "cut_bottom": max(getattr(table.source, "cut_bottom", 0) for _, table in rows.tables),
-        "num_images": {split: len(table) for split, table in rows.tables},
-        "classes": {split: list(table.class_names) for split, table in rows.tables},
+        "cut_bottom": getattr(dataset.train.source, "cut_bottom", 0),
+        "num_images": {split: len(dataset.split(split)) for split in SPLITS},
+        "classes": {split: list(dataset.split(split).class_names) for split in SPLITS},
         "attribute_names": list(dataset.attribute_names),
         "attribute_values": [list(values) for values in dataset.attribute_values],
         "index_sha256": hashlib.sha256(content).hexdigest(),
         "shards": shards,
     }
+    listed, _ = tables_of(index, manifest, place.shown)
+    if dataset_fingerprint(listed, image_size) != dataset.fingerprint:
+        raise ValueError(
+            f"--out {place.shown}: the images were changed while they were prepared; delete the folder and type the command again"
+        )
     for name, text in ((INDEX, content), (MANIFEST, json.dumps(manifest, indent=2).encode())):
         with place.writing(name) as stream:
             stream.write(text)

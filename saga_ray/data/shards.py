@@ -192,9 +192,7 @@ def prepared_dataset(config: RunConfig) -> Dataset:
         if found != shard["bytes"]:
             why = "it is missing" if found is None else f"it has {found:,} bytes instead of {shard['bytes']:,}"
             raise _damaged(place.shown, shard["file"], why)
-    listed, tables = {}, {}
-    for split in SPLITS:
-        listed[split], tables[split] = _table(index, split, manifest, config.data.root)
+    listed, tables = tables_of(index, manifest, config.data.root)
     return Dataset(
         manifest["dataset"],
         **tables,
@@ -224,13 +222,21 @@ def _check_wanted(config: RunConfig, manifest: dict[str, Any], place: Place) -> 
         )
 
 
+def tables_of(
+    index: pa.Table, manifest: dict[str, Any], root: str
+) -> tuple[dict[str, ImageTable], dict[str, ImageTable]]:
+    """Tables by split for a fingerprint, which know sizes and digests, and those that load images."""
+    pairs = {split: _table(index, split, manifest, root) for split in SPLITS}
+    return {split: pair[0] for split, pair in pairs.items()}, {split: pair[1] for split, pair in pairs.items()}
+
+
 def _table(index: pa.Table, split: str, manifest: dict[str, Any], root: str) -> tuple[ImageTable, ImageTable]:
-    """The table for the fingerprint, which knows sizes and digests, and the one that is used."""
     import pyarrow.compute as pc
 
     rows = index.filter(pc.equal(index["split"], split))
     image_ids = tuple(rows["image_id"].to_pylist())
     columns = {name: rows[name].to_numpy() for name in ("label", "shard", "offset", "length", "crc32")}
+    width = len(manifest["attribute_names"])
     attributes = rows["attributes"].to_pylist() if "attributes" in rows.column_names else None
     source = ShardSource(
         root,
@@ -247,7 +253,7 @@ def _table(index: pa.Table, split: str, manifest: dict[str, Any], root: str) -> 
         labels_N=columns["label"].astype(np.int64),
         class_names=tuple(manifest["classes"][split]),
         source=source,
-        truth_NA=None if attributes is None else np.array(attributes, np.int64).reshape(len(image_ids), -1),
+        truth_NA=None if attributes is None else np.array(attributes, np.int64).reshape(len(image_ids), width),
     )
     known = Listed(source.length_N, rows["sha256"].to_pylist(), source.cut_bottom)
     return ImageTable(image_ids, table.labels_N, table.class_names, known), table  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ import numpy as np
 from saga_ray.config import DataConfig
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.places import Place
-from saga_ray.data.row_groups import ParquetSource, image_bytes, opened, read_group
+from saga_ray.data.row_groups import ParquetSource, forget, image_bytes, opened, read_group
 from saga_ray.data.shards import SPLITS, Listed
 from saga_ray.data.splits import carve_validation, first_half
 from saga_ray.data.tree import Found, check_classes
@@ -137,6 +137,7 @@ def parquet_dataset(data: DataConfig) -> Dataset:
             or too small to be split.
     """
     assert data.root is not None
+    forget()
     files = parquet_files(data.root)
     columns = _columns(opened(data.root, files[0]).schema_arrow, f"{data.root}/{files[0]}")
     images = list(_images(data.root, files, columns))

@@ -65,6 +65,12 @@ class RowGroups:
         self._kept: OrderedDict[tuple, list[bytes]] = OrderedDict()
         self.num_bytes = 0
 
+    def clear(self) -> None:
+        """Drop everything."""
+        with self._lock:
+            self._kept.clear()
+            self.num_bytes = 0
+
     def images(self, root: str, file: str, group: int, column: str) -> list[bytes]:
         """The images of a row group."""
         key = (root, file, group, column)
@@ -81,6 +87,12 @@ class RowGroups:
 
 
 _CACHE = RowGroups(CACHE_BYTES)
+
+
+def forget() -> None:
+    """Close files and drop what is kept: the files may have been written anew."""
+    _CACHE.clear()
+    opened.cache_clear()
 
 
 @lru_cache(maxsize=256)

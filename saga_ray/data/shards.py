@@ -182,6 +182,7 @@ def prepared_dataset(config: RunConfig) -> Dataset:
             made with another `data.validation_share`, and shards that are missing or damaged.
     """
     assert config.data.root is not None
+    _opened.cache_clear()  # the folder may have been written anew since this process read it
     place = Place.open(config.data.root)
     manifest = read_manifest(place)
     _check_wanted(config, manifest, place)

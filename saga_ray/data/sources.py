@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,20 +21,30 @@ def encoded(source: ImageSource, row: int) -> bytes:
     """
     if not isinstance(source, FolderSource):
         return source.read(row)  # type: ignore[attr-defined]
-    path = source.path(row)
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(
-            f"data.root: {path} cannot be read ({error.strerror}); make it readable, or complete the copy"
-        ) from None
+    with _readable(source, row):
+        return source.path(row).read_bytes()
 
 
 def size_of(source: ImageSource, row: int) -> int:
-    """Number of bytes of an image's file."""
-    if isinstance(source, FolderSource):
+    """Number of bytes of an image's file.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+    """
+    if not isinstance(source, FolderSource):
+        return int(source.length_N[row])  # type: ignore[attr-defined]
+    with _readable(source, row):
         return source.path(row).stat().st_size
-    return int(source.length_N[row])  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _readable(source: FolderSource, row: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(
+            f"data.root: {source.path(row)} cannot be read ({error.strerror}); make it readable, or complete the copy"
+        ) from None
 
 
 def name_of(source: ImageSource, row: int) -> str:

@@ -70,19 +70,18 @@ def check(
     """
     from saga_ray.data import load_dataset
 
-    def load(verify_counts: bool) -> tuple[Dataset, float]:
-        overrides = {"data.root": root, "data.verify_counts": verify_counts, **(assignments or {})}
-        config = resolve(name, recipe="demo", overrides=overrides)
-        return load_dataset(config), config.data.max_broken_share
-
+    configs = [
+        resolve(name, recipe="demo", overrides={"data.root": root, "data.verify_counts": verify, **(assignments or {})})
+        for verify in (True, False)
+    ]
     announce("reading the listings")
     reason = ""
     try:
-        dataset, max_broken_share = load(True)
+        dataset = load_dataset(configs[0])
     except ValueError as error:
         reason = _short(error, name)
         try:
-            dataset, max_broken_share = load(False)
+            dataset = load_dataset(configs[1])
         except ValueError as second:
             return Report(name, UNUSABLE, _short(second, name))
     announce("decoding every image")
@@ -97,7 +96,7 @@ def check(
     report.broken = [(split, name_of(dataset.split(split).source, row), seen.broken) for split, row, seen in images if seen.broken]  # fmt: skip
     _find_duplicates(dataset, images, report)
     report.odd = [*_odd_images(dataset, images), *_unlisted_files(dataset)]
-    _judge(report, reason, max_broken_share)
+    _judge(report, reason, configs[0].data.max_broken_share)
     return report
 
 

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0
 """Seconds without a byte after which a connection is given up."""
-_CHUNK_BYTES = 2**20
+_CHUNK_BYTES = 2**16
+"""What arrived of a chunk is lost when the connection breaks: small ones."""
 _TRIES = 5
 
 Progress = Callable[[int, int], None]

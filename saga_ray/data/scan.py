@@ -141,7 +141,9 @@ def examine(content: bytes, cut_bottom: int = 0, decode: bool = True) -> Seen:
                 }
                 known |= {"num_frames": getattr(image, "n_frames", 1)}
                 known |= {"is_turned": image.getexif().get(_ORIENTATION, 1) not in (0, 1)}
-                if decode:
+            if decode:
+                # Opened again: `verify` must come before anything else is read.
+                with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                     image.verify()
     except Exception as error:  # whatever a parser makes of damage; decoding below gives the reason that training would
         known["broken"] = f"damaged: {str(error) or type(error).__name__}"

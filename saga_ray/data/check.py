@@ -105,7 +105,7 @@ def check(
 def _short(error: ValueError, name: str) -> str:
     """A refusal's sentence without the key in front of it and the ways out behind it."""
     sentence = str(error).splitlines()[0].removeprefix("data.root: ").removeprefix(f"{name}: ")
-    return sentence.partition("; ")[0]
+    return sentence.rpartition("; ")[0] or sentence
 
 
 def _judge(report: Report, partial: str, max_broken_share: float) -> None:

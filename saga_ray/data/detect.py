@@ -26,9 +26,12 @@ _LAYOUTS = (
 _ARCHIVES = (
     ("cub", "cub"),
     ("aircraft", "fgvc-aircraft"),
-    ("inat-aves", "train"),
+    ("inat-aves", "train_mini"),
+    ("inat-aves", "train.tar"),
     ("inat-aves", "2021_train"),
-    ("cars", "car"),
+    ("cars", "car_"),
+    ("cars", "cars"),
+    ("cars", "stanford_cars"),
 )
 _ENDINGS = (".tgz", ".tar", ".tar.gz", ".zip")
 
@@ -73,7 +76,7 @@ def detect(root: str) -> Detected:
     found = _best_layout(path)
     if found is not None and not found.missing:
         return found
-    for other in (_inat(path), found, _folder(path)):
+    for other in (_inat(path), found, _archives(path), _folder(path)):
         if other is not None:
             return other
     raise ValueError(
@@ -90,12 +93,20 @@ def _names(path: Path) -> list[str]:
 
 
 def _archive(path: Path) -> Detected:
-    name = path.name.lower()
-    if name.endswith(_ENDINGS):
-        for dataset, begins in _ARCHIVES:
-            if name.startswith(begins):
-                return Detected(dataset, "the owner's archive")
-    raise ValueError(f"{path}: is a file and no archive of a known data set; name the folder of a data set")
+    if not path.name.lower().endswith(_ENDINGS):
+        raise ValueError(f"{path}: is a file and no archive of a data set; name the folder of a data set")
+    return _of_name(path.name) or Detected("folder", "an archive")
+
+
+def _archives(path: Path) -> Detected | None:
+    """An owner's archive in the folder."""
+    return next(filter(None, map(_of_name, _names(path))), None)
+
+
+def _of_name(name: str) -> Detected | None:
+    lower = name.lower()
+    found = (dataset for dataset, begins in _ARCHIVES if lower.startswith(begins) and lower.endswith(_ENDINGS))
+    return next((Detected(dataset, f"the owner's archive {name}") for dataset in found), None)
 
 
 def _best_layout(path: Path) -> Detected | None:

@@ -12,7 +12,7 @@ from PIL import Image
 
 from saga_ray.config import DATASETS
 from tests.cli.conftest import Outcome
-from tests.data.test_benchmarks import BIRDS
+from tests.data.test_shards import BIRDS
 from tests.data.trees import cub_tree
 
 Type = Callable[..., Outcome]

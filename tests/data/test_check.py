@@ -17,8 +17,7 @@ from saga_ray.data.check import Report, check
 from saga_ray.data.detect import detect
 from saga_ray.data.scan import examine, scan
 from saga_ray.data.stats import lines, statistics
-from tests.data.test_benchmarks import AVES, BIRDS, CARS, OTHERS
-from tests.data.test_shards import config_of, prepared
+from tests.data.test_shards import AVES, BIRDS, CARS, OTHERS, config_of, prepared
 from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture
 
 
@@ -72,6 +71,20 @@ def test_a_layout_with_a_part_missing_is_named_with_what_is_missing(tmp_path: Pa
     (tmp_path / "CUB_200_2011" / "classes.txt").unlink()
     assert (detect(str(tmp_path)).dataset, detect(str(tmp_path)).missing) == ("cub", ("classes.txt",))
     assert checked(tmp_path, "cub").line.startswith("cub: unusable, ")
+
+
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("CUB_200_2011.tgz", "cub"), ("cars_train.tgz", "cars"), ("car_ims.tgz", "cars"), ("fgvc-aircraft-2013b.tar.gz", "aircraft"),
+        ("train_mini.tar.gz", "inat-aves"), ("train.tar.gz", "inat-aves"), ("pictures.zip", "folder"),
+    ],
+)  # fmt: skip
+def test_archives_are_known_by_their_names(name: str, dataset: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert detect(str(tmp_path / name)).dataset == dataset
+    if dataset != "folder":
+        assert detect(str(tmp_path)).dataset == dataset
 
 
 def test_what_is_no_data_set_is_one_sentence(tmp_path: Path) -> None:

@@ -25,9 +25,12 @@ from saga_ray.data.prepare import prepare
 from saga_ray.data.shards import is_prepared
 from saga_ray.data.stream import decode_plan
 from saga_ray.types import Dataset, ImageTable
-from tests.data.test_benchmarks import AVES, BIRDS, CARS
 from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture
 
+BIRDS = {1: "Albatross", 2: "Auklet", 50: "Grebe", 101: "Pelican", 110: "Roadrunner", 200: "Yellowthroat"}
+CARS = [f"Make {letter} Sedan 2012" for letter in "ABCD"] + ["Ram C/V Cargo Van, Minivan 2012", "smart fortwo 2012"]
+AVES = [f"{3111 + i:05d}_Animalia_Chordata_Aves_Order_Family_Genus_species{i}" for i in range(6)]
+OTHERS = ["05000_Animalia_Chordata_Mammalia_O_F_G_s"]
 SPLITS = ("train", "validation", "test")
 TREES: dict[str, Callable[[Path], object]] = {
     "cub": lambda root: cub_tree(root, BIRDS),

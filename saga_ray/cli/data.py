@@ -14,8 +14,11 @@ from saga_ray.cli.options import DATA_ROOT, SET, configuration, split_words
 from saga_ray.cli.terminal import progress, result, say, shell_quoted
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from saga_ray.config import RunConfig
     from saga_ray.data.check import Report
+    from saga_ray.encoder.export import ImageEmbedder
     from saga_ray.types import ImageTable
 
 ABOUT = {
@@ -279,6 +282,7 @@ def _draw_sheets(table: ImageTable, out: Path, encoder: str | None, config: RunC
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is not empty; name a new or empty folder")
+    embedder = _embedder(encoder, config)
     out.mkdir(parents=True, exist_ok=True)
     with _stage("drawing classes") as step:
         for label, name in enumerate(table.class_names):
@@ -287,23 +291,27 @@ def _draw_sheets(table: ImageTable, out: Path, encoder: str | None, config: RunC
         step.stage("looking for hard pairs")
         of_class = [np.flatnonzero(table.labels_N == label) for label in range(len(table.class_names))]
         rows_M = np.concatenate([rows[:IMAGES_PER_CLASS] for rows in of_class])
-        embeddings_ME = _embeddings(table, rows_M, encoder, config, step)
+        embeddings_ME = _embeddings(table, rows_M, embedder, step)
         found = hard_pairs(embeddings_ME, table.labels_N[rows_M], num_pairs=20)
     pairs = [(int(rows_M[first]), int(rows_M[second]), cosine) for first, second, cosine in found]
     write_picture(pair_sheet(table, pairs), out / "hard-pairs.png")
     say(f"Wrote {len(table.class_names)} classes and hard-pairs.png to {out}")
 
 
-def _embeddings(table: ImageTable, rows_M: Any, run: str | None, config: RunConfig, step: _Steps) -> Any:
+def _embedder(run: str | None, config: RunConfig) -> ImageEmbedder:
+    from saga_ray.encoder.encoder import build_encoder
+    from saga_ray.encoder.export import ImageEmbedder, load_encoder
+
+    return load_encoder(run) if run else ImageEmbedder(build_encoder(config).eval(), config.data.image_size)
+
+
+def _embeddings(table: ImageTable, rows_M: np.ndarray, embedder: ImageEmbedder, step: _Steps) -> np.ndarray:
     """Embeddings of some rows, 0 for images that cannot be read."""
     import numpy as np
     import torch
 
-    from saga_ray.encoder.encoder import build_encoder
-    from saga_ray.encoder.export import ImageEmbedder, load_encoder
     from saga_ray.train.embed import load_images
 
-    embedder = load_encoder(run) if run else ImageEmbedder(build_encoder(config).eval(), config.data.image_size)
     parts = []
     with torch.no_grad():
         for start in range(0, len(rows_M), 64):

@@ -22,7 +22,7 @@ import numpy as np
 
 from saga_ray.config import DataConfig
 from saga_ray.data.fingerprint import dataset_fingerprint
-from saga_ray.data.places import Place
+from saga_ray.data.places import Place, without_password
 from saga_ray.data.row_groups import ParquetSource, forget, image_bytes, opened, read_group
 from saga_ray.data.shards import SPLITS, Listed
 from saga_ray.data.splits import carve_validation, first_half
@@ -139,7 +139,7 @@ def parquet_dataset(data: DataConfig) -> Dataset:
     assert data.root is not None
     forget()
     files = parquet_files(data.root)
-    columns = _columns(opened(data.root, files[0]).schema_arrow, f"{data.root}/{files[0]}")
+    columns = _columns(opened(data.root, files[0]).schema_arrow, f"{without_password(data.root)}/{files[0]}")
     images = list(_images(data.root, files, columns))
     _check_any_image(images, data.root)
     of_class: dict[str, list[_Image]] = {}
@@ -161,7 +161,7 @@ def _images(root: str, files: list[str], columns: _Columns) -> Iterator[_Image]:
         missing = [name for name in wanted if name not in parquet.schema_arrow.names]
         if missing:
             raise ValueError(
-                f"data.root: {root}/{file}: has no column '{missing[0]}', which {files[0]} has; keep files of one kind in the folder"
+                f"data.root: {without_password(root)}/{file}: has no column '{missing[0]}', which {files[0]} has; keep files of one kind in the folder"
             )
         of_file = next(
             (s for word, s in _SPLIT_WORDS.items() if _stem(file).startswith((f"{word}-", f"{word}."))), None
@@ -180,7 +180,7 @@ def _images(root: str, files: list[str], columns: _Columns) -> Iterator[_Image]:
                 digest = hashlib.sha256(content).digest()
                 yield _Image(label, split, ids[row], (number, group, row), len(content), digest)
     if unlabelled:
-        logger.warning("%s: %d images without a class are left out", root, unlabelled)
+        logger.warning("%s: %d images without a class are left out", without_password(root), unlabelled)
 
 
 def _stem(file: str) -> str:
@@ -202,10 +202,12 @@ def _ids(table: pa.Table, columns: _Columns, file: str, group: int) -> list[str]
 
 def _check_any_image(images: list[_Image], root: str) -> None:
     if not images:
-        raise ValueError(f"data.root: {root}: the Parquet files hold no image with a class; name another folder")
+        raise ValueError(
+            f"data.root: {without_password(root)}: the Parquet files hold no image with a class; name another folder"
+        )
     if not any(image.length for image in images):
         raise ValueError(
-            f"data.root: {root}: the Parquet files hold no image bytes, only paths; write them anew with the images embedded"
+            f"data.root: {without_password(root)}: the Parquet files hold no image bytes, only paths; write them anew with the images embedded"
         )
 
 
@@ -214,7 +216,7 @@ def _class_name(label: Any, columns: _Columns, root: str) -> str:
         return str(label)
     if not 0 <= label < len(columns.class_names):
         raise ValueError(
-            f"data.root: {root}: class {label}, but the files name {len(columns.class_names)} classes; they are damaged"
+            f"data.root: {without_password(root)}: class {label}, but the files name {len(columns.class_names)} classes; they are damaged"
         )
     return columns.class_names[label]
 
@@ -229,7 +231,10 @@ def _split(of_class: dict[str, list[_Image]], data: DataConfig) -> dict[str, lis
         train, validation, test = given["train"], given["validation"], given["test"]
     else:
         if any(len(found) > 1 for found in splits_of.values()):
-            logger.warning("%s: its splits share classes; all images are pooled and split by class", data.root)
+            logger.warning(
+                "%s: its splits share classes; all images are pooled and split by class",
+                without_password(str(data.root)),
+            )
         order = list(of_class)
         train, validation, test = order[: first_half(len(order))], [], order[first_half(len(order)) :]
     if not validation:

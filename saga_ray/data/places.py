@@ -24,6 +24,11 @@ def is_address(root: str) -> bool:
     return "://" in root
 
 
+def without_password(root: str) -> str:
+    """An address as it may be shown."""
+    return re.sub(r"://[^/@]*@", "://***@", root)
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder; names below it are relative, with '/'."""
@@ -44,7 +49,7 @@ class Place:
 
         if not is_address(root):
             return cls(LocalFileSystem(), str(Path(root).expanduser().resolve()), root)
-        shown = re.sub(r"://[^/@]*@", "://***@", root)
+        shown = without_password(root)
         scheme = root.partition("://")[0]
         try:
             known = scheme in ("s3", "gs", "gcs", "hdfs", "viewfs", "file", "abfs", "abfss", "hf")

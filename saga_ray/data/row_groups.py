@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saga_ray.data.places import Place
+from saga_ray.data.places import Place, without_password
 from saga_ray.data.shards import decode_rows
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ class ParquetSource:
 
     def name(self, row: int) -> str:
         """What to call an image in a message."""
-        return f"{self.root.rstrip('/')}/{self.files[self.place_N3[row, 0]]}: image {self.names[row]}"
+        return f"{without_password(self.root).rstrip('/')}/{self.files[self.place_N3[row, 0]]}: image {self.names[row]}"
 
     def load(self, rows: Sequence[int], size: int) -> np.ndarray:
         """Decode `rows` into uint8 (N, size, size, 3), as files are decoded.
@@ -127,7 +127,9 @@ def read_group(root: str, file: str, group: int, columns: list[str]) -> pa.Table
 
 def _damaged(root: str, file: str, error: Exception) -> ValueError:
     reason = str(error).strip().splitlines()[0]
-    return ValueError(f"data.root: {root}/{file}: cannot be read as Parquet ({reason}); copy the file again")
+    return ValueError(
+        f"data.root: {without_password(root)}/{file}: cannot be read as Parquet ({reason}); copy the file again"
+    )
 
 
 def image_bytes(column: pa.ChunkedArray) -> list[bytes]:

@@ -21,7 +21,7 @@ import numpy as np
 
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import BrokenImageError, decode
-from saga_ray.data.places import Place
+from saga_ray.data.places import Place, without_password
 from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class ShardSource:
 
     def name(self, row: int) -> str:
         """What to call an image in a message."""
-        return f"{self.root.rstrip('/')}/{self.shards[self.shard_N[row]]}: image {self.names[row]}"
+        return f"{without_password(self.root).rstrip('/')}/{self.shards[self.shard_N[row]]}: image {self.names[row]}"
 
     def load(self, rows: Sequence[int], size: int) -> np.ndarray:
         """Decode `rows` into uint8 (N, size, size, 3), as files are decoded.
@@ -102,7 +102,7 @@ def _opened(root: str, shard: str) -> NativeFile:
 
 def _damaged(root: str, file: str, why: str) -> ValueError:
     return ValueError(
-        f"data.root: {root.rstrip('/')}/{file}: the shard is damaged ({why}); copy it again, or delete the folder and prepare it again"
+        f"data.root: {without_password(root).rstrip('/')}/{file}: the shard is damaged ({why}); copy it again, or delete the folder and prepare it again"
     )
 
 

@@ -120,6 +120,22 @@ def test_show_draws_every_class_and_hard_pairs(type_: Type, pictures: Path) -> N
     assert red[0] > 2 * red[1]
 
 
+def test_a_runs_own_encoder_finds_hard_pairs(type_: Type, pictures: Path) -> None:
+    from saga_ray.configure import resolve
+    from saga_ray.encoder.encoder import build_encoder
+    from saga_ray.encoder.export import save_encoder
+    from saga_ray.storage import Storage
+
+    config = resolve("folder", recipe="demo", overrides={"data.root": str(pictures)})
+    save_encoder(build_encoder(config), Storage.open("run").child("encoder"), config.data.image_size)
+    for out, more in (("plain", ()), ("own", ("--encoder", "run"))):
+        assert type_("data", "show", f"./{pictures.name}", "--out", out, "--split", "train", *more).code == 0
+    assert Path("plain/hard-pairs.png").read_bytes() == Path("own/hard-pairs.png").read_bytes()
+    said = type_("data", "show", f"./{pictures.name}", "--out", "none", "--encoder", "nowhere")
+    assert said.code == 2 and "holds no trained encoder" in said.last_line
+    assert not Path("none").exists()
+
+
 def test_statistics_are_a_table_and_a_picture(type_: Type, pictures: Path) -> None:
     said = type_("data", "stats", str(pictures), "--picture", "stats.png")
     assert said.code == 0 and "PNG RGB" in said.out and "32 images" in said.out

@@ -7,7 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +92,36 @@ def test_shards_behind_an_address_equal_the_files(folder: tuple[Path, Dataset]) 
     assert shards.fingerprint == files.fingerprint
     for split in SPLITS:
         same_tables(files.split(split), shards.split(split))
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Address of a bucket in an S3 server of this process."""
+    from moto.server import ThreadedMotoServer
+
+    for name, value in (("AWS_ACCESS_KEY_ID", "nobody"), ("AWS_SECRET_ACCESS_KEY", "nothing"), ("AWS_EC2_METADATA_DISABLED", "true")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"s3://shards/birds?scheme=http&endpoint_override={host}:{port}&region=us-east-1&allow_bucket_creation=true"
+    server.stop()
+
+
+def test_shards_in_an_object_store_equal_the_files(folder: tuple[Path, Dataset], bucket: str) -> None:
+    _, files = folder
+    assert prepared(files, bucket) == 3 and prepared(files, bucket) == 0
+    shards = load_dataset(config_of("folder", bucket))
+    assert shards.fingerprint == files.fingerprint
+    same_tables(files.test, shards.test)
+    with pytest.raises(ValueError, match="is not a local folder"):
+        load_dataset(config_of("folder", bucket.replace("birds", "nothing")))
+
+
+def test_a_password_in_an_address_is_not_shown() -> None:
+    with pytest.raises(ValueError) as caught:
+        load_dataset(config_of("folder", "what://me:secret@host/folder"))
+    assert "what://***@host/folder" in str(caught.value) and "secret" not in str(caught.value)
 
 
 def test_true_attributes_travel_along(folder: tuple[Path, Dataset], tmp_path: Path) -> None:

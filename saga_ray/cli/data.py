@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from saga_ray.cli.options import DATA_ROOT, SET, configuration, split_words
-from saga_ray.cli.terminal import progress, result, say, shell_quoted
+from saga_ray.cli.sheets import draw_sheets, stage
+from saga_ray.cli.terminal import result, say, shell_quoted
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from saga_ray.config import RunConfig
     from saga_ray.data.check import Report
-    from saga_ray.encoder.export import ImageEmbedder
-    from saga_ray.types import ImageTable
 
 ABOUT = {
     "demo": "birds drawn by saga-ray itself; nothing to download",
@@ -31,8 +26,6 @@ ABOUT = {
 }
 NUM_SHOWN = 10
 """Lines of each list that `check` prints; `--json` has them all."""
-IMAGES_PER_CLASS = 8
-"""Images of each class among which hard pairs are looked for."""
 
 DATASET = click.option("--dataset", metavar="NAME", help="Which data set it is. [default: told by the files]")
 
@@ -78,7 +71,7 @@ def download_(name: str, out: str, everything: bool) -> None:
             else f"{name}: there is nothing to download; see `saga-ray data help {name}`"
         )
     for file in files:
-        with _stage(f"fetching {file.name}") as step:
+        with stage(f"fetching {file.name}") as step:
             path = download(file, Path(out).expanduser(), lambda done, total, step=step: step(done >> 20, total >> 20))
         result(str(path))
     say(f"Next: see the steps of `saga-ray data help {name}`")
@@ -98,7 +91,7 @@ def check_(root: str, dataset: str | None, assignments: tuple[str, ...], json_fi
     from saga_ray.data.check import UNUSABLE, check
 
     name = _told_or_detected(root, dataset)
-    with _stage("") as step:
+    with stage("") as step:
         report = check(name, root, step, assignments=parse_assignments(assignments), announce=step.stage)
     _print_report(report)
     if json_file is not None:
@@ -122,7 +115,7 @@ def prepare_(root: str, out: str, dataset: str | None, assignments: tuple[str, .
     name = _told_or_detected(root, dataset)
     config = _config(name, root, assignments)
     found = load_dataset(config)
-    with _stage("writing shards") as step:
+    with stage("writing shards") as step:
         num_written = prepare(found, out, config.data, shards, step)
     say(f"Wrote {num_written} shards." if num_written else "Everything was there already.")
     result(f"{found.name} {found.fingerprint} {out}")
@@ -141,7 +134,7 @@ def stats(root: str, dataset: str | None, assignments: tuple[str, ...], picture:
     from saga_ray.data.stats import draw, lines, statistics
 
     found = load_dataset(_lenient_config(_told_or_detected(root, dataset), root, assignments))
-    with _stage("reading headers") as step:
+    with stage("reading headers") as step:
         numbers = statistics(found, step)
     for line in lines(numbers):
         result(line)
@@ -189,7 +182,7 @@ def show(
         write_contact_sheet(dataset.test, picture)
         say(f"Wrote {picture}")
     if out is not None:
-        _draw_sheets(dataset.split(split), Path(out).expanduser(), encoder, config)
+        draw_sheets(dataset.split(split), Path(out).expanduser(), encoder, config)
 
 
 def _known(name: str) -> None:
@@ -223,25 +216,6 @@ def _lenient_config(name: str, root: str, assignments: Any) -> RunConfig:
     return configuration(name, recipe="demo", assignments=assignments, shortcuts={"data.root": root, **lenient})
 
 
-class _Steps:
-    """Progress of a long job: called with what is done and how much there is."""
-
-    def __init__(self, shown: Any) -> None:
-        self.stage: Callable[[str], None] = shown.stage
-        self._shown = shown
-
-    def __call__(self, done: int, total: int) -> None:
-        self._shown.step(done, max(total, done), {})
-
-
-@contextmanager
-def _stage(text: str) -> Iterator[_Steps]:
-    with progress() as shown:
-        if text:
-            shown.stage(text)
-        yield _Steps(shown)
-
-
 def _print_report(report: Report) -> None:
     for split, (num_classes, num_images) in report.counts.items():
         result(f"{split:12}{num_classes:9,} classes{num_images:11,} images")
@@ -273,50 +247,3 @@ def _write_json(value: dict[str, Any], path: str) -> None:
         Storage.open(target.parent).write(target.name, json.dumps(value, indent=2).encode())
     except OSError as error:
         raise ValueError(f"--json {path}: cannot be written ({error.strerror}); name another file") from None
-
-
-def _draw_sheets(table: ImageTable, out: Path, encoder: str | None, config: RunConfig) -> None:
-    import numpy as np
-
-    from saga_ray.data.contact_sheet import class_sheet, hard_pairs, pair_sheet, sheet_name, write_picture
-
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out}: is not empty; name a new or empty folder")
-    embedder = _embedder(encoder, config)
-    out.mkdir(parents=True, exist_ok=True)
-    with _stage("drawing classes") as step:
-        for label, name in enumerate(table.class_names):
-            write_picture(class_sheet(table, label), out / sheet_name(label + 1, name))
-            step(label + 1, len(table.class_names))
-        step.stage("looking for hard pairs")
-        of_class = [np.flatnonzero(table.labels_N == label) for label in range(len(table.class_names))]
-        rows_M = np.concatenate([rows[:IMAGES_PER_CLASS] for rows in of_class])
-        embeddings_ME = _embeddings(table, rows_M, embedder, step)
-        found = hard_pairs(embeddings_ME, table.labels_N[rows_M], num_pairs=20)
-    pairs = [(int(rows_M[first]), int(rows_M[second]), cosine) for first, second, cosine in found]
-    write_picture(pair_sheet(table, pairs), out / "hard-pairs.png")
-    say(f"Wrote {len(table.class_names)} classes and hard-pairs.png to {out}")
-
-
-def _embedder(run: str | None, config: RunConfig) -> ImageEmbedder:
-    from saga_ray.encoder.encoder import build_encoder
-    from saga_ray.encoder.export import ImageEmbedder, load_encoder
-
-    return load_encoder(run) if run else ImageEmbedder(build_encoder(config).eval(), config.data.image_size)
-
-
-def _embeddings(table: ImageTable, rows_M: np.ndarray, embedder: ImageEmbedder, step: _Steps) -> np.ndarray:
-    """Embeddings of some rows, 0 for images that cannot be read."""
-    import numpy as np
-    import torch
-
-    from saga_ray.train.embed import load_images
-
-    parts = []
-    with torch.no_grad():
-        for start in range(0, len(rows_M), 64):
-            rows = rows_M[start : start + 64].tolist()
-            images_NHWC, readable_N = load_images(table, rows, embedder.image_size, skip_broken=True)
-            parts.append(embedder(images_NHWC).numpy() * readable_N[:, None])
-            step(start + len(rows), len(rows_M))
-    return np.concatenate(parts)

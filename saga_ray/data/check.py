@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.data.duplicates import equal_files, near_duplicates
 from saga_ray.data.images import EXTENSIONS, FolderSource
@@ -68,24 +69,15 @@ def check(
     stop), or more training images than `data.max_broken_share`; partial if its counts are not the owner's or broken training
     images would be replaced by others. Duplicates and odd files are listed and change no verdict.
     """
-    from saga_ray.data import load_dataset
-
     configs = [
         resolve(name, recipe="demo", overrides={"data.root": root, "data.verify_counts": verify, **(assignments or {})})
         for verify in (True, False)
     ]
     announce("reading the listings")
-    reason = ""
     try:
-        dataset = load_dataset(configs[0])
+        dataset, reason = _load(*configs, name)
     except ValueError as error:
-        reason = _short(error, name)
-        try:
-            dataset = load_dataset(configs[1])
-        except ValueError as second:
-            return Report(name, UNUSABLE, _short(second, name))
-    if dataset.partial and not reason:
-        reason = "its counts are not those that its owner published"
+        return Report(name, UNUSABLE, _short(error, name))
     announce("decoding every image")
     report = Report(name, USABLE, fingerprint=dataset.fingerprint)
     report.counts = {split: (len(dataset.split(split).class_names), len(dataset.split(split))) for split in SPLITS}
@@ -100,6 +92,17 @@ def check(
     report.odd = [*_odd_images(dataset, images), *_unlisted_files(dataset)]
     _judge(report, reason, configs[0].data.max_broken_share)
     return report
+
+
+def _load(strict: RunConfig, lenient: RunConfig, name: str) -> tuple[Dataset, str]:
+    """The data set, and why it is partial if it is."""
+    from saga_ray.data import load_dataset
+
+    try:
+        dataset = load_dataset(strict)
+    except ValueError as error:
+        return load_dataset(lenient), _short(error, name)
+    return dataset, "its counts are not those that its owner published" if dataset.partial else ""
 
 
 def _short(error: ValueError, name: str) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LARGE_GROUP_BYTES = 16 * 2**20
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content")
 _CLASS_NAMES = ("class_name", "label", "labels", "class", "target", "category", "species", "fine_label", "name")
 _ID_NAMES = ("image_id", "id", "file_name", "filename", "path")
@@ -142,6 +144,7 @@ def parquet_dataset(data: DataConfig) -> Dataset:
     columns = _columns(opened(data.root, files[0]).schema_arrow, f"{without_password(data.root)}/{files[0]}")
     images = list(_images(data.root, files, columns))
     _check_any_image(images, data.root)
+    _advise(images, data.root)
     of_class: dict[str, list[_Image]] = {}
     for image in sorted(images, key=lambda image: image.label):
         of_class.setdefault(_class_name(image.label, columns, data.root), []).append(image)
@@ -208,6 +211,19 @@ def _check_any_image(images: list[_Image], root: str) -> None:
     if not any(image.length for image in images):
         raise ValueError(
             f"data.root: {without_password(root)}: the Parquet files hold no image bytes, only paths; write them anew with the images embedded"
+        )
+
+
+def _advise(images: list[_Image], root: str) -> None:
+    """Say what large row groups cost: one of them is read for every image that is not in memory."""
+    num_bytes: Counter[tuple[int, int]] = Counter()
+    for image in images:
+        num_bytes[image.place[:2]] += image.length
+    if max(num_bytes.values()) > LARGE_GROUP_BYTES:
+        logger.warning(
+            "%s: row groups of up to %d MB are read whole for single images; `saga-ray data prepare` writes files of which each image is read alone",
+            without_password(root),
+            max(num_bytes.values()) >> 20,
         )
 
 

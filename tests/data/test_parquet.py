@@ -116,6 +116,17 @@ def test_files_that_are_none_or_of_another_kind_are_named(tmp_path: Path) -> Non
         read(tmp_path / "p")
 
 
+def test_large_row_groups_are_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path / "p" / "a.parquet", {"image": files(tmp_path), "label": [i % 4 for i in range(16)]})
+    read(tmp_path / "p")
+    assert "data prepare" not in caplog.text
+    monkeypatch.setattr("saga_ray.data.parquet.LARGE_GROUP_BYTES", 100)
+    read(tmp_path / "p")
+    assert "data prepare" in caplog.text
+
+
 def test_row_groups_that_are_kept_are_bounded(tmp_path: Path) -> None:
     contents = [bytes([i]) * 100 for i in range(30)]
     write(tmp_path / "a.parquet", {"image": contents}, group=5)

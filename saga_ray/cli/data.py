@@ -60,7 +60,7 @@ def help_(name: str) -> None:
 def download_(name: str, out: str, everything: bool) -> None:
     """Fetch the archives of NAME from their owner; goes on where it was interrupted."""
     from saga_ray.data.download import download
-    from saga_ray.data.origins import ORIGINS
+    from saga_ray.data.origins import ORIGINS, instructions
 
     _known(name)
     files = [file for file in ORIGINS[name].files if everything or file.needed] if name in ORIGINS else []
@@ -71,8 +71,15 @@ def download_(name: str, out: str, everything: bool) -> None:
             else f"{name}: there is nothing to download; see `saga-ray data help {name}`"
         )
     for file in files:
-        with stage(f"fetching {file.name}") as step:
-            path = download(file, Path(out).expanduser(), lambda done, total, step=step: step(done >> 20, total >> 20))
+        try:
+            with stage(f"fetching {file.name}") as step:
+                path = download(
+                    file, Path(out).expanduser(), lambda done, total, step=step: step(done >> 20, total >> 20)
+                )
+        except ValueError:
+            for line in instructions(name):
+                say(line)
+            raise
         result(str(path))
     say(f"Next: see the steps of `saga-ray data help {name}`")
 

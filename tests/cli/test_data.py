@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,16 @@ def test_statistics_are_a_table_and_a_picture(type_: Type, pictures: Path) -> No
     said = type_("data", "stats", str(pictures), "--picture", "stats.png")
     assert said.code == 0 and "PNG RGB" in said.out and "32 images" in said.out
     assert Image.open("stats.png").size > (500, 300)
+
+
+def test_a_dead_address_prints_the_steps_by_hand(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+    from saga_ray.data import origins
+
+    dead = replace(origins.ORIGINS["cub"].files[0], url="http://127.0.0.1:9/CUB_200_2011.tgz")
+    monkeypatch.setitem(origins.ORIGINS, "cub", replace(origins.ORIGINS["cub"], files=(dead,)))
+    said = type_("data", "download", "cub", "--out", "archives")
+    assert said.code == 2 and said.last_line.startswith("http://127.0.0.1:9/CUB_200_2011.tgz: the connection broke")
+    assert "97eceeb196236b17998738112f37df78" in said.err and "tar -xzf" in said.err and said.out == ""
 
 
 def test_help_names_files_checksums_and_steps(type_: Type) -> None:

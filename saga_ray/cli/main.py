@@ -24,7 +24,7 @@ VERBS = {
     "leaderboard": "Rank what was measured, with intervals.",
     "evaluate": "Measure a finished run again.",
     "study": "Run several methods and write a page about them.",
-    "data": "List the data sets, look into one.",
+    "data": "List, get, check, prepare and look into data sets.",
     "vocab": "Show, check and judge the attributes that the MLLM describes.",
     "prompt": "Show what the MLLM is asked, word by word.",
     "mllm": "Ask the frozen MLLM about two pictures.",

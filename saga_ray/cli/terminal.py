@@ -64,8 +64,9 @@ class Lines:
             return
         self._last = now
         left = "" if left_s is None else f", about {left_s:.0f} s left"
+        told = f": {text}" if (text := summary(metrics)) else ""
         print(
-            f"[{now - self._began:5.0f} s] step {step}/{num_steps}: {summary(metrics)}{left}",
+            f"[{now - self._began:5.0f} s] step {step}/{num_steps}{told}{left}",
             file=self._stream,
             flush=True,
         )

@@ -26,6 +26,11 @@ def load_dataset(config: RunConfig) -> Dataset:
 
 def _read(config: RunConfig) -> Dataset:
     # Imported here: a run needs one reader, and `import saga_ray.data` must stay quick.
+    if config.dataset != "demo":
+        from saga_ray.data.shards import is_prepared, prepared_dataset
+
+        if is_prepared(config.data.root):
+            return prepared_dataset(config)
     match config.dataset:
         case "demo":
             from saga_ray.data.demo import demo_dataset
@@ -33,7 +38,10 @@ def _read(config: RunConfig) -> Dataset:
             return demo_dataset(config.data)
         case "folder":
             from saga_ray.data.folder import folder_dataset
+            from saga_ray.data.parquet import holds_parquet, parquet_dataset
 
+            if holds_parquet(config.data.root):
+                return parquet_dataset(config.data)
             return folder_dataset(config.data)
         case "cub":
             from saga_ray.data.cub import cub_dataset

@@ -21,7 +21,7 @@ def dataset_fingerprint(tables: dict[str, ImageTable], image_size: int) -> str:
     Where the folder lies does not matter.
 
     Args:
-        tables: split name to table; sources must be `FolderSource`.
+        tables: split name to table; sources must be `FolderSource`, or know sizes and digests (`size_of`, `sha256_of`).
 
     Raises:
         ValueError: naming a file that cannot be read.
@@ -37,18 +37,20 @@ def dataset_fingerprint(tables: dict[str, ImageTable], image_size: int) -> str:
     for name, table, source in _sources(tables):
         add(name, list(table.class_names), source.cut_bottom)
         for row, (image_id, label) in enumerate(zip(table.image_ids, table.labels_N.tolist(), strict=True)):
-            identity = _content(source.path(row)) if by_content else sizes[name][row]
+            identity = _content(source, row) if by_content else sizes[name][row]
             add(image_id, label, identity)
     return digest.hexdigest()[:16]
 
 
 def _sources(tables: dict[str, ImageTable]):
     for name, table in sorted(tables.items()):
-        assert isinstance(table.source, FolderSource)
+        assert isinstance(table.source, FolderSource) or hasattr(table.source, "sha256_of")
         yield name, table, table.source
 
 
 def _size(source: FolderSource, row: int) -> int:
+    if hasattr(source, "size_of"):
+        return source.size_of(row)
     path = source.path(row)
     try:
         return path.stat().st_size
@@ -56,7 +58,10 @@ def _size(source: FolderSource, row: int) -> int:
         raise _gone(path, error) from None
 
 
-def _content(path: Path) -> str:
+def _content(source: FolderSource, row: int) -> str:
+    if hasattr(source, "sha256_of"):
+        return source.sha256_of(row)
+    path = source.path(row)
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,15 +8,14 @@ of a micro-batch has the same number of visual tokens, as in the paper, where a 
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from saga_ray.data.keyed import keyed_uniforms, mix
 
@@ -67,19 +66,12 @@ def open_rgb(path: str | Path) -> Image.Image:
     Raises:
         BrokenImageError: naming file and reason.
     """
-    with _opened(path) as image:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-
-
-@contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened within the limits; what goes wrong inside is a `BrokenImageError`."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImageError(path, f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
-            yield image
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except BrokenImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -89,45 +81,6 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenImageError(path, reason) from None
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What an image file is, before it is converted."""
-
-    format: str
-    mode: str
-    """As Pillow calls it: RGB, L, CMYK, P, RGBA, I;16, ..."""
-    width: int
-    height: int
-    """In pixels, as stored."""
-    num_frames: int
-    orientation: int
-    """EXIF orientation, 1 to 8; 1 is upright."""
-
-
-def examine(path: str | Path) -> Examined:
-    """Check one image file as well as can be: its checksums are verified and its pixels are decoded and converted.
-
-    Either alone misses damage: verifying passes a JPEG that is cut off, decoding passes a PNG without its last bytes. A byte
-    that was flipped inside a JPEG passes both: only a checksum of the whole file finds it.
-
-    Raises:
-        BrokenImageError: naming file and reason.
-    """
-    with _opened(path) as image:
-        image.verify()
-    with _opened(path) as image:
-        found = Examined(
-            format=image.format,
-            mode=image.mode,
-            width=image.width,
-            height=image.height,
-            num_frames=getattr(image, "n_frames", 1),
-            orientation=image.getexif().get(ExifTags.Base.Orientation, 1),
-        )
-    open_rgb(path)
-    return found
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -96,8 +96,7 @@ def probes(
     """How well each attribute can be read from embeddings by a linear map that never saw the class.
 
     In each fold the classes are halved at random and a logistic regression trained on either half is tested on the other.
-    A value that the training half does not show cannot be answered; its pictures are left out, and so are those whose truth is
-    not known (-1).
+    A value that the training half does not show cannot be answered; its pictures are left out.
 
     Returns:
         {attribute: (accuracy, chance)}: shares in [0, 1], means over folds and halves; chance is what always answering the
@@ -107,9 +106,8 @@ def probes(
     for train_N in _class_halves(labels_N, num_folds, seed):
         train_NE, test_NE = _standardised(embeddings_NE[train_N], embeddings_NE[~train_N])
         for attribute in range(truth_NA.shape[1]):
-            train_truth_N, test_truth_N = truth_NA[train_N, attribute], truth_NA[~train_N, attribute]
-            known_N, asked_N = train_truth_N >= 0, test_truth_N >= 0
-            scored = _probe(train_NE[known_N], train_truth_N[known_N], test_NE[asked_N], test_truth_N[asked_N])
+            truth_N = truth_NA[:, attribute]
+            scored = _probe(train_NE, truth_N[train_N], test_NE, truth_N[~train_N])
             if scored is not None:
                 found.setdefault(attribute, []).append(scored)
     return {
@@ -137,9 +135,11 @@ def _standardised(train_NE: np.ndarray, test_NE: np.ndarray) -> tuple[np.ndarray
 def _probe(
     train_NE: np.ndarray, truth_N: np.ndarray, test_NE: np.ndarray, test_N: np.ndarray
 ) -> tuple[float, float] | None:
+    """Accuracy and chance on pictures whose truth is known (not -1), or None if there is nothing to tell apart."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
+    train_NE, truth_N = train_NE[truth_N >= 0], truth_N[truth_N >= 0]
     values, counts = np.unique(truth_N, return_counts=True)
     known_N = np.isin(test_N, values)
     if len(values) < 2 or not known_N.any():

@@ -41,7 +41,7 @@ class Questions:
     """Same and different classes in turn; positions in `images_NHWC`."""
     attribute_names: tuple[str, ...] = ()
     truth_NA: np.ndarray | None = None
-    """Words, in the order of `attribute_names`; "" where the truth is not known."""
+    """Words, in the order of `attribute_names`; empty where the truth is not known."""
 
 
 def sample_questions(
@@ -67,8 +67,9 @@ def sample_questions(
     images_NHWC = np.array(table.source.load(rows_N.tolist(), image_size))
     if table.truth_NA is None:
         return Questions(images_NHWC, rows_N, pairs)
+    # Unknown is -1, which takes the word behind the last one.
     columns = [
-        np.array([*values, ""])[table.truth_NA[rows_N, column]]  # -1, not known, takes the last
+        np.array([*values, ""])[table.truth_NA[rows_N, column]]
         for column, values in enumerate(dataset.attribute_values)
     ]
     return Questions(images_NHWC, rows_N, pairs, dataset.attribute_names, np.stack(columns, axis=1))
@@ -111,26 +112,21 @@ def _rounds(labels: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
 def _class_distances(table: ImageTable, centroids_CE: np.ndarray | None) -> np.ndarray:
     num_classes = len(table.class_names)
     if table.truth_NA is not None:
-        truth_CA = class_truth(table)
-        known_CA = truth_CA >= 0
-        return ((truth_CA[:, None] != truth_CA[None]) & known_CA[:, None] & known_CA[None]).sum(axis=2)
+        truth_CA = np.stack([_commonest(table.truth_NA[table.labels_N == label]) for label in range(num_classes)])
+        known_CCA = (truth_CA[:, None] >= 0) & (truth_CA[None] >= 0)
+        differ_CC = ((truth_CA[:, None] != truth_CA[None]) & known_CCA).sum(axis=2)
+        num_known_CC = known_CCA.sum(axis=2)
+        # Where nothing is known of both, they may be anything: farther than any other.
+        return np.where(num_known_CC > 0, differ_CC / num_known_CC.clip(1), 2.0)
     if centroids_CE is not None:
         unit_CE = centroids_CE / np.linalg.norm(centroids_CE, axis=1, keepdims=True).clip(1e-12)
         return -(unit_CE @ unit_CE.T)
     return np.zeros((num_classes, num_classes))
 
 
-def class_truth(table: ImageTable) -> np.ndarray:
-    """(classes, attributes): the value that most images of a class have among those where it is known, -1 where none is."""
-    assert table.truth_NA is not None
-    out_CA = np.full((len(table.class_names), table.truth_NA.shape[1]), -1, dtype=np.int64)
-    for label in range(len(out_CA)):
-        truth_NA = table.truth_NA[table.labels_N == label]
-        for attribute in range(out_CA.shape[1]):
-            known = truth_NA[truth_NA[:, attribute] >= 0, attribute]
-            if len(known):
-                out_CA[label, attribute] = np.bincount(known).argmax()
-    return out_CA
+def _commonest(truth_NA: np.ndarray) -> np.ndarray:
+    """Each attribute's commonest known value, -1 if none is known; of equally common ones the first."""
+    return np.array([np.bincount(column + 1)[1:].argmax() if column.max() >= 0 else -1 for column in truth_NA.T])
 
 
 @dataclass(frozen=True)
@@ -226,7 +222,7 @@ def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) ->
     columns = {name: column for column, name in enumerate(questions.attribute_names) if plain(name) in asked}
     if questions.truth_NA is None or not columns:
         return {}
-    right, known = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0)
+    right, num_known = dict.fromkeys(columns, 0), dict.fromkeys(columns, 0)
     for pair, texts, well_formed in zip(questions.pairs, result.texts_PG, result.well_formed_PG.tolist(), strict=True):
         truths = questions.truth_NA[[pair.first, pair.second]]
         for text, is_whole in zip(texts, well_formed, strict=True):
@@ -234,9 +230,10 @@ def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) ->
             said = said_of_images(text, prompt.verdict_key) if is_whole else ({}, {})
             for words, truth_A in zip(said, truths, strict=True):
                 for name, column in columns.items():
-                    known[name] += truth_A[column] != ""
-                    right[name] += truth_A[column] != "" and words.get(plain(name)) == plain(truth_A[column])
-    return {name: count / known[name] for name, count in right.items() if known[name]}
+                    if truth_A[column]:
+                        num_known[name] += 1
+                        right[name] += words.get(plain(name)) == plain(truth_A[column])
+    return {name: right[name] / count for name, count in num_known.items() if count}
 
 
 def said_of_images(text: str, verdict_key: str) -> tuple[dict[str, str], dict[str, str]]:

@@ -137,10 +137,8 @@ def augmentation_keys(seed: int, micro_batch: int, rows_N: np.ndarray) -> np.nda
     return mix(mix(start ^ rows_N.astype(np.uint64)) ^ repeats_N.astype(np.uint64))
 
 
-def augment(
-    images_NHWC: np.ndarray, keys_N: np.ndarray, flip: bool, shift_pixels: int, crop_area: float = 1.0
-) -> np.ndarray:
-    """Crop all images, mirror half of them and displace all, each as its key says.
+def augment(images_NHWC: np.ndarray, keys_N: np.ndarray, flip: bool, shift_pixels: int) -> np.ndarray:
+    """Mirror half of the images and displace all of them, each as its key says.
 
     A displaced image shows its edge pixels repeated where nothing is left; displacements are whole pixels, uniform in
     -shift_pixels .. shift_pixels on both axes.
@@ -148,14 +146,11 @@ def augment(
     Args:
         keys_N: (N,) uint64 from `augmentation_keys`.
         shift_pixels: largest displacement in pixels, 0 for none.
-        crop_area: least share of the area that a crop keeps (`random_crops`), 1 for none.
 
     Returns:
         uint8 (N, H, W, C), a new array.
     """
     n, height, width, channels = images_NHWC.shape
-    if crop_area < 1:
-        images_NHWC = resized_crops(images_NHWC, random_crops(keys_N, height, width, crop_area))
     uniforms_N3 = keyed_uniforms((), keys_N, 3)
     mirrored_N = flip & (uniforms_N3[:, 0] < 0.5)
     shift_N2 = np.floor(uniforms_N3[:, 1:] * (2 * shift_pixels + 1)).astype(np.int64) - shift_pixels
@@ -165,33 +160,3 @@ def augment(
     flat_NHW = (from_row_NH * width)[:, :, None] + from_column_NW[:, None, :]
     flat_NHW += (np.arange(n) * height * width)[:, None, None]
     return images_NHWC.reshape(-1, channels).take(flat_NHW.ravel(), axis=0).reshape(images_NHWC.shape)
-
-
-_CROP_TRIES, _CROP_KEY = 10, 1
-
-
-def random_crops(keys_N: np.ndarray, height: int, width: int, crop_area: float) -> np.ndarray:
-    """Boxes as torchvision's `RandomResizedCrop` draws them, but each a function of its key: (N, 4) top, left, height, width.
-
-    The area is uniform in crop_area .. 1 of the image's, the logarithm of width over height uniform between those of 3/4 and
-    4/3. Of ten draws the first that fits counts; if none does, the whole image does.
-    """
-    uniforms = keyed_uniforms((_CROP_KEY,), keys_N, 4 * _CROP_TRIES).reshape(len(keys_N), _CROP_TRIES, 4)
-    areas = height * width * (crop_area + (1 - crop_area) * uniforms[..., 0])
-    ratios = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms[..., 1])
-    widths, heights = (np.rint(np.sqrt(side)).astype(np.int64) for side in (areas * ratios, areas / ratios))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    tops = np.floor(uniforms[..., 2] * (height - heights + 1)).astype(np.int64)
-    lefts = np.floor(uniforms[..., 3] * (width - widths + 1)).astype(np.int64)
-    first_N = fits.argmax(axis=1)
-    boxes_N4 = np.stack([tops, lefts, heights, widths], axis=2)[np.arange(len(keys_N)), first_N]
-    return np.where(fits.any(axis=1)[:, None], boxes_N4, [0, 0, height, width])
-
-
-def resized_crops(images_NHWC: np.ndarray, boxes_N4: np.ndarray) -> np.ndarray:
-    """Cut a box (top, left, height, width) out of each image and resize it to the image's own size, bicubic."""
-    out_NHWC = np.empty_like(images_NHWC)
-    for place, (top, left, height, width) in enumerate(boxes_N4.tolist()):
-        box = Image.fromarray(images_NHWC[place, top : top + height, left : left + width])
-        out_NHWC[place] = box.resize(images_NHWC.shape[2:0:-1], Image.Resampling.BICUBIC)
-    return out_NHWC

@@ -46,8 +46,7 @@ class ImageTable:
     class_names: tuple[str, ...]
     source: ImageSource
     truth_NA: np.ndarray | None = None
-    """int64 true attribute values where a data set knows them, -1 for a single one that is not known; for evaluation only, no
-    training signal reads it."""
+    """int64 true attribute values where a data set knows them, -1 where not of this image; for evaluation only, no training signal reads it."""
 
     def __len__(self) -> int:
         return len(self.image_ids)

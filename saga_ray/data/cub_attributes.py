@@ -14,6 +14,7 @@ sparse, and a share of values named rightly is over known ones alone.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -36,7 +37,8 @@ def read_truth(root: Path, paths: Mapping[int, str]) -> Truth | None:
         paths: image number to image id.
 
     Returns:
-        Groups in the order of their first attribute, named as "bill shape"; values in the file's order, as "hooked seabird".
+        Groups in the order of their first attribute, named as "bill shape"; values in the file's order, as "hooked seabird",
+        without remarks in brackets and without the part that the group names already.
 
     Raises:
         ValueError: naming the file, for one that is not the owner's.
@@ -69,8 +71,14 @@ def _groups(path: Path) -> tuple[dict[str, list[str]], dict[int, tuple[int, int]
         group = group.removeprefix("has_").replace("_", " ")
         words = groups.setdefault(group, [])
         place_of[number] = (list(groups).index(group), len(words))
-        words.append(value.replace("_", " "))
+        words.append(_words(value, part=group.split()[0]))
     return groups, place_of
+
+
+def _words(value: str, part: str) -> str:
+    """`curved_(up_or_down)` to "curved", `forked_tail` to "forked": as the bundled vocabulary of birds writes them."""
+    text = re.sub(r"\(.*?\)", "", value.replace("_", " ")).strip()
+    return re.sub(rf"[ -]{re.escape(part)}s?$", "", text)
 
 
 def read_labels(path: Path) -> np.ndarray:

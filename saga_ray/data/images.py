@@ -8,15 +8,14 @@ of a micro-batch has the same number of visual tokens, as in the paper, where a 
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from saga_ray.data.keyed import keyed_uniforms, mix
 
@@ -67,19 +66,12 @@ def open_rgb(path: str | Path) -> Image.Image:
     Raises:
         BrokenImageError: naming file and reason.
     """
-    with _opened(path) as image:
-        image.load()
-        return _to_rgb(ImageOps.exif_transpose(image))
-
-
-@contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """An image file, opened within the limits; what goes wrong inside is a `BrokenImageError`."""
     try:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImageError(path, f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
-            yield image
+            image.load()
+            return _to_rgb(ImageOps.exif_transpose(image))
     except BrokenImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -89,45 +81,6 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenImageError(path, reason) from None
-
-
-@dataclass(frozen=True)
-class Examined:
-    """What an image file is, before it is converted."""
-
-    format: str
-    mode: str
-    """As Pillow calls it: RGB, L, CMYK, P, RGBA, I;16, ..."""
-    width: int
-    height: int
-    """In pixels, as stored."""
-    num_frames: int
-    orientation: int
-    """EXIF orientation, 1 to 8; 1 is upright."""
-
-
-def examine(path: str | Path) -> Examined:
-    """Check one image file as well as can be: its checksums are verified and its pixels are decoded and converted.
-
-    Either alone misses damage: verifying passes a JPEG that is cut off, decoding passes a PNG without its last bytes. A byte
-    that was flipped inside a JPEG passes both: only a checksum of the whole file finds it.
-
-    Raises:
-        BrokenImageError: naming file and reason.
-    """
-    with _opened(path) as image:
-        image.verify()
-    with _opened(path) as image:
-        found = Examined(
-            format=image.format,
-            mode=image.mode,
-            width=image.width,
-            height=image.height,
-            num_frames=getattr(image, "n_frames", 1),
-            orientation=image.getexif().get(ExifTags.Base.Orientation, 1),
-        )
-    open_rgb(path)
-    return found
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -184,10 +137,8 @@ def augmentation_keys(seed: int, micro_batch: int, rows_N: np.ndarray) -> np.nda
     return mix(mix(start ^ rows_N.astype(np.uint64)) ^ repeats_N.astype(np.uint64))
 
 
-def augment(
-    images_NHWC: np.ndarray, keys_N: np.ndarray, flip: bool, shift_pixels: int, crop_area: float = 1.0
-) -> np.ndarray:
-    """Crop all images, mirror half of them and displace all, each as its key says.
+def augment(images_NHWC: np.ndarray, keys_N: np.ndarray, flip: bool, shift_pixels: int) -> np.ndarray:
+    """Mirror half of the images and displace all of them, each as its key says.
 
     A displaced image shows its edge pixels repeated where nothing is left; displacements are whole pixels, uniform in
     -shift_pixels .. shift_pixels on both axes.
@@ -195,14 +146,11 @@ def augment(
     Args:
         keys_N: (N,) uint64 from `augmentation_keys`.
         shift_pixels: largest displacement in pixels, 0 for none.
-        crop_area: least share of the area that a crop keeps (`random_crops`), 1 for none.
 
     Returns:
         uint8 (N, H, W, C), a new array.
     """
     n, height, width, channels = images_NHWC.shape
-    if crop_area < 1:
-        images_NHWC = resized_crops(images_NHWC, random_crops(keys_N, height, width, crop_area))
     uniforms_N3 = keyed_uniforms((), keys_N, 3)
     mirrored_N = flip & (uniforms_N3[:, 0] < 0.5)
     shift_N2 = np.floor(uniforms_N3[:, 1:] * (2 * shift_pixels + 1)).astype(np.int64) - shift_pixels
@@ -212,33 +160,3 @@ def augment(
     flat_NHW = (from_row_NH * width)[:, :, None] + from_column_NW[:, None, :]
     flat_NHW += (np.arange(n) * height * width)[:, None, None]
     return images_NHWC.reshape(-1, channels).take(flat_NHW.ravel(), axis=0).reshape(images_NHWC.shape)
-
-
-_CROP_TRIES, _CROP_KEY = 10, 1
-
-
-def random_crops(keys_N: np.ndarray, height: int, width: int, crop_area: float) -> np.ndarray:
-    """Boxes as torchvision's `RandomResizedCrop` draws them, but each a function of its key: (N, 4) top, left, height, width.
-
-    The area is uniform in crop_area .. 1 of the image's, the logarithm of width over height uniform between those of 3/4 and
-    4/3. Of ten draws the first that fits counts; if none does, the whole image does.
-    """
-    uniforms = keyed_uniforms((_CROP_KEY,), keys_N, 4 * _CROP_TRIES).reshape(len(keys_N), _CROP_TRIES, 4)
-    areas = height * width * (crop_area + (1 - crop_area) * uniforms[..., 0])
-    ratios = np.exp(np.log(3 / 4) + (np.log(4 / 3) - np.log(3 / 4)) * uniforms[..., 1])
-    widths, heights = (np.rint(np.sqrt(side)).astype(np.int64) for side in (areas * ratios, areas / ratios))
-    fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)
-    tops = np.floor(uniforms[..., 2] * (height - heights + 1)).astype(np.int64)
-    lefts = np.floor(uniforms[..., 3] * (width - widths + 1)).astype(np.int64)
-    first_N = fits.argmax(axis=1)
-    boxes_N4 = np.stack([tops, lefts, heights, widths], axis=2)[np.arange(len(keys_N)), first_N]
-    return np.where(fits.any(axis=1)[:, None], boxes_N4, [0, 0, height, width])
-
-
-def resized_crops(images_NHWC: np.ndarray, boxes_N4: np.ndarray) -> np.ndarray:
-    """Cut a box (top, left, height, width) out of each image and resize it to the image's own size, bicubic."""
-    out_NHWC = np.empty_like(images_NHWC)
-    for place, (top, left, height, width) in enumerate(boxes_N4.tolist()):
-        box = Image.fromarray(images_NHWC[place, top : top + height, left : left + width])
-        out_NHWC[place] = box.resize(images_NHWC.shape[2:0:-1], Image.Resampling.BICUBIC)
-    return out_NHWC

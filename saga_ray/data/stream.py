@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from saga_ray.config import DataConfig
+from saga_ray.data.crop import cropped
 from saga_ray.data.images import BrokenImageError, augment, augmentation_keys
 from saga_ray.data.plan import PairPlanner
 from saga_ray.types import ImageSource, ImageTable, MicroBatch, PairPlan
@@ -47,7 +48,7 @@ def decode_plan(
     shift_pixels = round(data.shift_pixels * data.image_size)
     return MicroBatch(
         index=plan.index,
-        images_NHWC=augment(images_NHWC, keys_N, data.flip, shift_pixels, data.crop_area),
+        images_NHWC=augment(cropped(images_NHWC, keys_N, data.crop_area), keys_N, data.flip, shift_pixels),
         labels_N=np.asarray(labels)[rows_N],
         rows_N=rows_N,
         pairs=plan.pairs,

@@ -31,7 +31,6 @@ from saga_ray.mllm.prompt import Prompt
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import load_images
-from saga_ray.train.naming import class_truth
 from saga_ray.types import Dataset, ImagePair, MicroBatch, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
 
 FIRST_READINGS = 6
@@ -96,18 +95,23 @@ def consensus(tally: Tally, sharpness: float) -> Tally:
 
 
 def true_shares(dataset: Dataset) -> Tally:
-    """The true words of every training class, all of share 1: what the ceiling of a world is taught."""
-    truth_CA = class_truth(dataset.train)
-    return {
-        label: {
-            attribute: {values[truth_CA[label, column]]: 1.0}
-            for column, (attribute, values) in enumerate(
-                zip(dataset.attribute_names, dataset.attribute_values, strict=True)
+    """The true words of every training class, all of share 1: what the ceiling of a world is taught.
+
+    A class has the value that most of its images have where the truth is known, and no word where it is not.
+    """
+    table = dataset.train
+    assert table.truth_NA is not None
+    shares: Tally = {}
+    for label in range(len(table.class_names)):
+        truth_NA = table.truth_NA[table.labels_N == label]
+        shares[label] = {
+            attribute: {values[np.bincount(known_N).argmax()]: 1.0}
+            for attribute, values, truth_N in zip(
+                dataset.attribute_names, dataset.attribute_values, truth_NA.T, strict=True
             )
-            if truth_CA[label, column] >= 0
+            if len(known_N := truth_N[truth_N >= 0])
         }
-        for label in range(len(truth_CA))
-    }
+    return shares
 
 
 def another_class(label: int, num_classes: int, seed: int) -> int:

@@ -96,8 +96,7 @@ def probes(
     """How well each attribute can be read from embeddings by a linear map that never saw the class.
 
     In each fold the classes are halved at random and a logistic regression trained on either half is tested on the other.
-    A value that the training half does not show cannot be answered; its pictures are left out, and so are those whose truth is
-    not known (-1).
+    A value that the training half does not show cannot be answered; its pictures are left out.
 
     Returns:
         {attribute: (accuracy, chance)}: shares in [0, 1], means over folds and halves; chance is what always answering the

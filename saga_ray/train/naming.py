@@ -41,7 +41,7 @@ class Questions:
     """Same and different classes in turn; positions in `images_NHWC`."""
     attribute_names: tuple[str, ...] = ()
     truth_NA: np.ndarray | None = None
-    """Words, in the order of `attribute_names`; "" where the truth is not known."""
+    """Words, in the order of `attribute_names`; empty where the truth is not known."""
 
 
 def sample_questions(
@@ -112,7 +112,7 @@ def _rounds(labels: Sequence[int], rng: np.random.Generator) -> Iterator[int]:
 def _class_distances(table: ImageTable, centroids_CE: np.ndarray | None) -> np.ndarray:
     num_classes = len(table.class_names)
     if table.truth_NA is not None:
-        truth_CA = class_truth(table)
+        truth_CA = np.stack([_commonest(table.truth_NA[table.labels_N == label]) for label in range(num_classes)])
         known_CCA = (truth_CA[:, None] >= 0) & (truth_CA[None] >= 0)
         differ_CC = ((truth_CA[:, None] != truth_CA[None]) & known_CCA).sum(axis=2)
         num_known_CC = known_CCA.sum(axis=2)
@@ -124,17 +124,9 @@ def _class_distances(table: ImageTable, centroids_CE: np.ndarray | None) -> np.n
     return np.zeros((num_classes, num_classes))
 
 
-def class_truth(table: ImageTable) -> np.ndarray:
-    """(classes, attributes): the value that most images of a class have among those where it is known, -1 where none is."""
-    assert table.truth_NA is not None
-    out_CA = np.full((len(table.class_names), table.truth_NA.shape[1]), -1, dtype=np.int64)
-    for label in range(len(out_CA)):
-        truth_NA = table.truth_NA[table.labels_N == label]
-        for attribute in range(out_CA.shape[1]):
-            known = truth_NA[truth_NA[:, attribute] >= 0, attribute]
-            if len(known):
-                out_CA[label, attribute] = np.bincount(known).argmax()
-    return out_CA
+def _commonest(truth_NA: np.ndarray) -> np.ndarray:
+    """Each attribute's commonest known value, -1 if none is known; of equally common ones the first."""
+    return np.array([np.bincount(column + 1)[1:].argmax() if column.max() >= 0 else -1 for column in truth_NA.T])
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_ray.data.cub import cub_dataset
-from saga_ray.data.cub_attributes import one_value_each, read_labels
+from saga_ray.data.cub_attributes import _words, one_value_each, read_labels
 from saga_ray.data.manifests import manifest
 from tests.data.trees import BIRDS, cub_tree, every_image_decodes, partial, picture, small_config
 
@@ -92,9 +92,9 @@ def test_attributes_become_truth_wherever_their_names_lie(tmp_path, place):
     dataset = cub_dataset(partial(folder))
     assert dataset.attribute_names == ("bill shape", "wing color", "size")
     assert dataset.attribute_values == (
-        ("curved (up or down)", "hooked seabird"),
+        ("curved", "hooked seabird"),
         ("black", "white", "buff"),
-        ("medium (9 - 16 in)",),
+        ("medium",),
     )
     for table in (dataset.train, dataset.validation, dataset.test):
         assert table.truth_NA.shape == (len(table), 3) and table.truth_NA.dtype == np.int64
@@ -128,6 +128,22 @@ def test_lines_with_columns_too_many_are_read_by_their_first_four(tmp_path, capl
     with caplog.at_level(logging.WARNING):
         assert read_labels(path).tolist() == [[1, 1, 1, 4], [1, 2, 0, 3]]
     assert "2 lines are no labels" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("value", "part", "words"),
+    [
+        ("curved_(up_or_down)", "bill", "curved"),
+        ("very_large_(32_-_72_in)", "size", "very large"),
+        ("fan-shaped_tail", "tail", "fan-shaped"),
+        ("rounded-wings", "wing", "rounded"),
+        ("about_the_same_as_head", "bill", "about the same as head"),
+        ("upright-perching_water-like", "shape", "upright-perching water-like"),
+        ("unique_pattern", "head", "unique pattern"),
+    ],
+)
+def test_values_are_written_as_the_vocabulary_writes_them(value, part, words):
+    assert _words(value, part) == words
 
 
 def test_a_damaged_list_of_attributes_is_named(tmp_path):

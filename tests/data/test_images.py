@@ -12,19 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saga_ray.data.images import (
-    BrokenImageError,
-    FolderSource,
-    augment,
-    augmentation_keys,
-    decode,
-    open_rgb,
-    random_crops,
-    resized_crops,
-)
-from saga_ray.data.stream import decode_plan
-from saga_ray.types import PairPlan
-from tests.data.trees import picture, small_config
+from saga_ray.data.images import BrokenImageError, FolderSource, augment, augmentation_keys, decode, open_rgb
+from tests.data.trees import picture
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 
@@ -267,63 +256,3 @@ def test_keys_depend_on_seed_micro_batch_row_and_repeat_alone():
 def test_without_flip_and_shift_nothing_changes():
     images = np.random.default_rng(0).integers(0, 256, size=(3, 8, 8, 3), dtype=np.uint8)
     np.testing.assert_array_equal(augment(images, augmentation_keys(0, 0, np.arange(3)), False, 0), images)
-
-
-# Random crops
-
-
-@given(st.integers(0, 100), st.floats(0.01, 1.0), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=100, deadline=None)
-def test_crops_lie_inside_and_are_functions_of_their_key(seed, crop_area, height, width):
-    keys_N = augmentation_keys(seed, 0, np.arange(12))
-    boxes_N4 = random_crops(keys_N, height, width, crop_area)
-    top, left, box_height, box_width = boxes_N4.T
-    assert (top >= 0).all() and (left >= 0).all() and (box_height > 0).all() and (box_width > 0).all()
-    assert (top + box_height <= height).all() and (left + box_width <= width).all()
-    np.testing.assert_array_equal(random_crops(keys_N[[7, 3]], height, width, crop_area), boxes_N4[[7, 3]])
-
-
-@pytest.mark.parametrize("crop_area", [0.08, 0.5])
-def test_crops_are_distributed_as_torchvisions(crop_area):
-    torch = pytest.importorskip("torch")
-    from torchvision.transforms.v2 import RandomResizedCrop
-
-    torch.manual_seed(0)
-    image, draw = torch.zeros(3, 100, 100), RandomResizedCrop(100, scale=(crop_area, 1.0), antialias=True)
-    theirs = [draw.make_params([image]) for _ in range(4000)]
-    theirs_N4 = np.array([[box[side] for side in ("top", "left", "height", "width")] for box in theirs])
-    ours_N4 = random_crops(augmentation_keys(0, 0, np.arange(4000)), 100, 100, crop_area)
-    for theirs_N, ours_N in zip(theirs_N4.T, ours_N4.T, strict=True):
-        assert abs(theirs_N.mean() - ours_N.mean()) < 1.2 and abs(theirs_N.std() - ours_N.std()) < 1.2
-    share = [(boxes_N4[:, 2] * boxes_N4[:, 3]).mean() / 1e4 for boxes_N4 in (theirs_N4, ours_N4)]
-    assert abs(share[0] - share[1]) < 0.015
-
-
-def test_a_crop_is_resized_as_torchvision_resizes_it():
-    from torchvision.transforms.v2 import InterpolationMode
-    from torchvision.transforms.v2.functional import resized_crop
-
-    images = np.random.default_rng(0).integers(0, 256, size=(6, 31, 31, 3), dtype=np.uint8)
-    boxes_N4 = random_crops(augmentation_keys(0, 0, np.arange(6)), 31, 31, 0.2)
-    ours = resized_crops(images, boxes_N4)
-    for image, box, cropped in zip(images, boxes_N4.tolist(), ours, strict=True):
-        twin = resized_crop(Image.fromarray(image), *box, size=[31, 31], interpolation=InterpolationMode.BICUBIC)
-        np.testing.assert_array_equal(cropped, np.asarray(twin))
-
-
-def test_cropping_changes_neither_who_is_mirrored_nor_the_displacement():
-    images = np.random.default_rng(1).integers(0, 256, size=(9, 16, 16, 3), dtype=np.uint8)
-    keys_N = augmentation_keys(3, 1, np.arange(9))
-    cropped = resized_crops(images, random_crops(keys_N, 16, 16, 0.3))
-    np.testing.assert_array_equal(augment(images, keys_N, True, 2, 0.3), augment(cropped, keys_N, True, 2))
-
-
-def test_the_config_asks_for_crops(tmp_path):
-    paths = tuple(picture(tmp_path / f"{i}.png", i).name for i in range(4))
-    source, plan = FolderSource(paths, root=str(tmp_path)), PairPlan(index=5, rows=(3, 0, 3), pairs=())
-    cropped = decode_plan(source, np.zeros(4, np.int64), plan, small_config(tmp_path, crop_area=0.4), seed=2)
-    keys_N = augmentation_keys(2, 5, np.array([3, 0, 3]))
-    expected = augment(source.load([3, 0, 3], 16), keys_N, True, 0, 0.4)
-    np.testing.assert_array_equal(cropped.images_NHWC, expected)
-    plain = decode_plan(source, np.zeros(4, np.int64), plan, small_config(tmp_path), seed=2)
-    assert (plain.images_NHWC != cropped.images_NHWC).any()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.train.consensus import true_shares
 from saga_ray.train.diagnosis import probes
-from saga_ray.train.naming import Questions, class_truth, heard_shares, sample_questions
+from saga_ray.train.naming import Questions, heard_shares, sample_questions
 from saga_ray.types import Dataset, ImagePair, ImageTable
 from tests.helpers.small_mllm import ATTRIBUTES, small_answer
 
@@ -30,10 +31,12 @@ def _dataset() -> Dataset:
 
 
 def test_the_truth_of_a_class_is_what_most_of_its_known_images_have():
-    assert class_truth(_dataset().train).tolist() == [[0, 1], [1, 0], [0, 0]]
-    table = _dataset().train
-    unknown = ImageTable(table.image_ids, table.labels_N, table.class_names, Grey(), np.full((8, 2), -1))
-    assert (class_truth(unknown) == -1).all()
+    bill, wing = ATTRIBUTES.items()
+    said = {label: (words[bill[0]], words[wing[0]]) for label, words in true_shares(_dataset()).items()}
+    expected = {0: (0, 1), 1: (1, 0), 2: (0, 0)}
+    assert said == {k: ({bill[1][b]: 1.0}, {wing[1][w]: 1.0}) for k, (b, w) in expected.items()}
+    table = replace(_dataset().train, truth_NA=np.full((8, 2), -1))
+    assert true_shares(replace(_dataset(), train=table)) == {0: {}, 1: {}, 2: {}}
 
 
 def test_questions_hold_no_word_where_the_truth_is_not_known():
@@ -59,10 +62,7 @@ def test_an_unknown_value_counts_neither_as_right_nor_as_wrong():
     assert heard_shares(result, asked, prompt)["attributes"] == {bill: 2 / 3}
 
 
-def test_lessons_and_probes_leave_out_what_is_not_known():
-    dataset = _dataset()
-    bill, wing = ATTRIBUTES
-    assert true_shares(dataset)[0] == {bill: {ATTRIBUTES[bill][0]: 1.0}, wing: {ATTRIBUTES[wing][1]: 1.0}}
+def test_probes_leave_out_what_is_not_known():
     rng = np.random.default_rng(0)
     labels_N, truth_N = np.arange(80) // 4, np.arange(80) % 2
     embeddings_NE = np.stack([truth_N * 4 - 2.0, rng.normal(size=80)], axis=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections import Counter
 
@@ -11,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from saga_ray.config import DataConfig
+from saga_ray.configure import resolve
+from saga_ray.data import load_dataset
 from saga_ray.data.plan import PairPlanner
 
 
@@ -188,3 +191,38 @@ def test_too_few_classes_names_key_number_and_what_to_set():
 def test_a_class_with_one_image_is_refused():
     with pytest.raises(ValueError, match="training class number 3 has 1 image"):
         PairPlanner(np.array([0, 0, 1, 1, 2, 2, 3, 4, 4]), DataConfig(classes_per_batch=4, num_shards=2), seed=0)
+
+
+def digest(planner: PairPlanner, stop: int, world_size: int = 1) -> str:
+    """SHA-256 over everything that the first micro-batches say."""
+    whole = hashlib.sha256()
+    for index in range(stop):
+        for rank in range(world_size):
+            plan = planner.plan(index, rank, world_size)
+            pairs = [(p.first, p.second, p.same_class, p.number) for p in plan.pairs]
+            whole.update(repr((plan.index, plan.rows, pairs)).encode())
+    return whole.hexdigest()[:16]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "random", "hard"),
+    [
+        (1, "f31a3033c2aef540", "5d0d6a6639b30aed"),
+        (2, "889e55b696f7617e", "e75ed1c5b94ec063"),
+        (4, "0c58dc7e6af2d865", "280c89bffb719cd1"),
+    ],
+)
+def test_the_demo_plan_is_what_it_always_was(world_size, random, hard):
+    config = resolve("demo")
+    labels_N = load_dataset(config).train.labels_N
+    centroids = np.random.default_rng(7).normal(size=(100, 32))
+    assert digest(PairPlanner(labels_N, config.data, 0, None), 20, world_size) == random
+    assert digest(PairPlanner(labels_N, config.data, 0, centroids), 20, world_size) == hard
+
+
+def test_a_plan_of_uneven_classes_is_what_it_always_was():
+    counts = np.random.default_rng(2).integers(2, 15, 57)
+    labels_N = np.random.default_rng(1).permutation(np.repeat(np.arange(57), counts))
+    data = DataConfig(hard_share=1.0, classes_per_batch=12, images_per_class=3)
+    centroids = np.random.default_rng(8).normal(size=(57, 8))
+    assert digest(PairPlanner(labels_N, data, 3, centroids), 30) == "9090e78a157c6f51"

@@ -56,7 +56,14 @@ class DataConfig(Config):
     pairs_per_batch: int = Field(16, ge=1)
     """Pairs of every micro-batch that the MLLM is shown, half of them of one class."""
     hard_share: Share = 0.5
-    """Share of shards whose classes are neighbours in the pre-trained encoder's embedding."""
+    """Share of shards whose classes are easily taken for one another."""
+    hard_from: Literal["embeddings", "taxonomy"] = "embeddings"
+    """Which those are. `embeddings`: neighbours in the pre-trained encoder's embedding. `taxonomy`: relatives in the tree of
+    `data.taxonomy`; no image is embedded before the first step then."""
+    taxonomy: str | None = None
+    """YAML file of nested groups whose leaves are lists of class names; null reads iNaturalist's names (order, family, genus)."""
+    mining_images: int | None = Field(None, ge=1)
+    """Images of every class that are embedded to find neighbours; null takes all. Some 20 are enough for very large sets."""
     flip: bool = True
     """Mirror training images at random."""
     shift_pixels: Share = 0.0
@@ -102,6 +109,11 @@ class DataConfig(Config):
             problems.append(
                 f"data.pairs_per_batch: {self.pairs_per_batch} is not a multiple of data.num_shards ({self.num_shards}); "
                 f"choose a multiple, so that every shard has the same number of pairs"
+            )
+        if self.taxonomy is not None and self.hard_from != "taxonomy":
+            problems.append(
+                f"data.taxonomy: {self.taxonomy} would not be read with data.hard_from={self.hard_from}; set "
+                f"data.hard_from=taxonomy, or leave it out"
             )
         return _all_said(self, problems)
 

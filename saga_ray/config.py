@@ -290,6 +290,8 @@ class ResourcesConfig(Config):
     cpus_per_scorer: float = Field(0.5, gt=0)
     gpus_per_scorer: float = Field(0.0, ge=0)
     cpus_per_data_task: float = Field(0.25, gt=0)
+    read_ahead_mb: float = Field(256.0, gt=0)
+    """Decoded micro-batches that each worker's stream may hold in Ray's object store, in MB; two of each decoding task at least."""
 
 
 class EvaluationConfig(Config):

@@ -13,7 +13,7 @@ from saga_ray.data.images import BrokenImageError
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.errors import is_ours
-from saga_ray.on_ray.data import ray_batches
+from saga_ray.on_ray.data import Decoding, ray_batches
 from saga_ray.types import ImageSource, ImageTable, MicroBatch
 
 
@@ -50,7 +50,7 @@ def test_every_rank_gets_the_micro_batches_of_the_local_stream_in_order(
     planner = PairPlanner(table.labels_N, data, 5, None)
     for rank in range(world_size):
         here = list(micro_batches(table, planner, data, 5, 3, 12, rank, world_size))
-        there = list(ray_batches(watched, data, 5, rank, world_size, 0.25, 2)(3, 12, planner))
+        there = list(ray_batches(watched, data, 5, rank, world_size, Decoding(0.25, 2))(3, 12, planner))
         assert [batch.index for batch in there] == list(range(3, 12))
         for one, other in zip(here, there, strict=True):
             _assert_equal(one, other)
@@ -60,7 +60,7 @@ def test_a_stream_may_be_left_before_its_end(ray_cluster: None, small_config: Ru
     data, table = small_config.data, load_dataset(small_config).train
     planner = PairPlanner(table.labels_N, data, 0, None)
     for start in (0, 40):
-        stream = ray_batches(table, data, 0, 0, 1, 0.25, 2)(start, 5000, planner)
+        stream = ray_batches(table, data, 0, 0, 1, Decoding(0.25, 2))(start, 5000, planner)
         assert next(stream).index == start
         stream.close()
 
@@ -72,12 +72,12 @@ def test_broken_images_are_replaced_and_counted_as_in_one_process(ray_cluster: N
     row = planner.plan(2).rows[0]
     broken = ImageTable(table.image_ids, table.labels_N, table.class_names, Watched(table.source, row))
     here = list(micro_batches(broken, planner, data, 0, 0, 4))
-    there = list(ray_batches(broken, data, 0, 0, 1, 0.25, 2)(0, 4, planner))
+    there = list(ray_batches(broken, data, 0, 0, 1, Decoding(0.25, 2))(0, 4, planner))
     assert here[2].broken == (f"/images/{row}.png",)
     for one, other in zip(here, there, strict=True):
         _assert_equal(one, other)
     with pytest.raises(ValueError, match=r"data\.max_broken_share"):
-        list(ray_batches(broken, small_config.data, 0, 0, 1, 0.25, 2)(0, 4, planner))
+        list(ray_batches(broken, small_config.data, 0, 0, 1, Decoding(0.25, 2))(0, 4, planner))
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def test_a_class_without_a_readable_image_is_one_sentence(ray_cluster: None, sma
     planner = PairPlanner(table.labels_N, data, 0, None)
     broken = ImageTable(table.image_ids, table.labels_N, table.class_names, Unreadable())
     with pytest.raises(ValueError, match=r"^/images/\d+\.png: cannot be read as an image \(is cut short\)"):
-        list(ray_batches(broken, data, 0, 0, 1, 0.25, 2)(0, 2, planner))
+        list(ray_batches(broken, data, 0, 0, 1, Decoding(0.25, 2))(0, 2, planner))
 
 
 @dataclass(frozen=True)
@@ -109,5 +109,5 @@ def test_a_librarys_error_in_a_decoding_task_is_no_sentence(ray_cluster: None, s
     planner = PairPlanner(table.labels_N, data, 0, None)
     mistaken = ImageTable(table.image_ids, table.labels_N, table.class_names, Mistaken())
     with pytest.raises(Exception, match="cannot reshape") as caught:
-        list(ray_batches(mistaken, data, 0, 0, 1, 0.25, 2)(0, 2, planner))
+        list(ray_batches(mistaken, data, 0, 0, 1, Decoding(0.25, 2))(0, 2, planner))
     assert not is_ours(caught.value)

@@ -27,6 +27,7 @@ VERBS = {
     "data": "List the data sets, look into one.",
     "prompt": "Show what the MLLM is asked, word by word.",
     "mllm": "Ask the frozen MLLM about two pictures.",
+    "bench": "Measure what this machine reaches.",
     "config": "Show a resolved configuration, or every key.",
     "doctor": "Check this machine.",
 }

@@ -153,6 +153,8 @@ def _decoded(
         compute=ray.data.TaskPoolStrategy(size=decoding.max_tasks),
         label_selector=dict(decoding.selector or {}) or None,
     )
+    # Ray Data sets up its log when it makes a data set.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     shape = (-1, data.image_size, data.image_size, 3)
     with _own_sentences():
         for block in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
@@ -163,7 +165,6 @@ def _decoded(
 
 
 def _prepare_context(object_store_bytes: float) -> None:
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     # Otherwise a broken image's sentence is lost in a wrapper that does not survive the way to the trainer.

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import time
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.errors import is_ours
 from saga_ray.on_ray.data import Decoding, ray_batches
-from saga_ray.types import ImageSource, ImageTable, MicroBatch
+from saga_ray.types import ImageSource, ImageTable, MicroBatch, PairPlan
 
 
 def _assert_equal(here: MicroBatch, there: MicroBatch) -> None:
@@ -111,3 +115,66 @@ def test_a_librarys_error_in_a_decoding_task_is_no_sentence(ray_cluster: None, s
     with pytest.raises(Exception, match="cannot reshape") as caught:
         list(ray_batches(mistaken, data, 0, 0, 1, Decoding(0.25, 2))(0, 2, planner))
     assert not is_ours(caught.value)
+
+
+def test_executions_follow_each_other_in_order_and_their_processes_stay(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saga_ray.on_ray.data._FIRST_SEGMENT", 5)
+    monkeypatch.setattr("saga_ray.on_ray.data._SEGMENT", 12)
+    data, table = small_config.data, load_dataset(small_config).train
+    planner = PairPlanner(table.labels_N, data, 0, None)
+    signed = ImageTable(table.image_ids, table.labels_N, table.class_names, Signed(table.source, str(tmp_path)))
+    there = list(ray_batches(signed, data, 0, 0, 1, Decoding(0.25, 2))(7, 50, planner))
+    for one, other in zip(micro_batches(table, planner, data, 0, 7, 50), there, strict=True):
+        _assert_equal(one, other)
+    # Five executions; a pool per execution would have been ten processes.
+    assert len({file.name.split("-")[0] for file in tmp_path.iterdir()}) <= 4
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A source that leaves a file per micro-batch, named by its process."""
+
+    source: ImageSource
+    folder: str
+
+    def load(self, rows: list[int], size: int) -> np.ndarray:
+        Path(self.folder, f"{os.getpid()}-{uuid.uuid4().hex}").touch()
+        return self.source.load(rows, size)
+
+
+def test_a_trainer_that_takes_its_time_is_not_run_ahead_of(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+) -> None:
+    data = small_config.data
+    table = load_dataset(small_config).train
+    planner = PairPlanner(table.labels_N, data, 0, None)
+    signed = ImageTable(table.image_ids, table.labels_N, table.class_names, Signed(table.source, str(tmp_path)))
+    batch_bytes = data.batch_size * data.image_size**2 * 3
+    decoding = Decoding(0.25, 2, read_ahead_bytes=12 * batch_bytes)
+    stream = ray_batches(signed, data, 0, 0, 1, decoding)(0, 5000, planner)
+    next(stream)
+    seen = -1
+    while seen != (seen := len(list(tmp_path.iterdir()))):
+        time.sleep(2)
+    stream.close()
+    assert seen <= 12 + 2 * 2 * decoding.per_task(batch_bytes)
+
+
+@pytest.mark.parametrize(("max_tasks", "megabytes"), [(1, 256), (2, 256), (8, 256), (8, 16), (3, 1e6)])
+def test_tasks_take_all_plans_in_order_few_at_first_and_no_more_than_the_budget(
+    max_tasks: int, megabytes: float
+) -> None:
+    plans = [PairPlan(index, (), ()) for index in range(100)]
+    batch_bytes = 64 * 224**2 * 3
+    decoding = Decoding(0.25, max_tasks, megabytes * 1e6)
+    blocks = decoding.blocks(plans, batch_bytes, is_first=True)
+    assert [plan for block in blocks for plan in block] == plans
+    assert [len(block) for block in blocks[:max_tasks]] == [1] * max_tasks
+    largest = decoding.per_task(batch_bytes)
+    assert max(map(len, blocks)) == largest
+    assert largest == 1 or (2 * max_tasks + 2) * largest * batch_bytes <= megabytes * 1e6
+    assert [len(block) for block in decoding.blocks(plans, batch_bytes, is_first=False)][:-1] == [largest] * (
+        -(-100 // largest) - 1
+    )

@@ -43,6 +43,9 @@ class DataConfig(Config):
     """Folder of the images; not used by the demo world."""
     image_size: int = Field(224, ge=16, le=4096)
     """Side in pixels of the square that every image is resized to, without cropping (paper: 224)."""
+    decode: Literal["exact", "draft"] = "exact"
+    """`draft` decodes large JPEG files at a half, a quarter or an eighth of their size where that is enough: sooner, with slightly
+    other pixels, and so under another fingerprint."""
     verify_counts: bool = True
     """Refuse a tree whose counts differ from those its owner published."""
     validation_share: float = Field(0.2, gt=0.0, lt=1.0)

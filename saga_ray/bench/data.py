@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import statistics
 import tempfile
 import time
@@ -15,8 +16,9 @@ from saga_ray.bench.bare import bare_loop
 from saga_ray.bench.clock import Contender, Material, Timing, timed
 from saga_ray.bench.contenders import SETTINGS, Setting, data_loader, ray_stream
 from saga_ray.bench.memory import peak_memory
-from saga_ray.bench.photographs import HEIGHT, WIDTH, make_photographs, many_times
+from saga_ray.bench.photographs import LARGE, USUAL, make_photographs, many_times
 from saga_ray.config import DataConfig
+from saga_ray.data.draft import drafted_table
 from saga_ray.train.progress import Progress, Silent
 
 WARM_UP = 14
@@ -37,6 +39,8 @@ class Size:
     num_rounds: int
     settings: tuple[Setting, ...] = SETTINGS
     """Of the DataLoader, of which the fastest takes part."""
+    num_large_classes: int = 16
+    """Of four large photographs each, for decoding in draft."""
     larger: int = 10
     """The larger table has so many times the files."""
 
@@ -49,6 +53,7 @@ QUICK = Size(
     num_timed=16,
     num_tried=4,
     num_rounds=1,
+    num_large_classes=8,
     settings=SETTINGS[:1],
 )
 """Seconds: shows that all of it works, measures nothing of interest."""
@@ -60,24 +65,29 @@ def bench_data(size: Size, progress: Progress | None = None) -> dict[str, Any]:
     Contenders take turns, so that what else the machine does meets all of them; a ratio is the median of those of the rounds.
 
     Returns:
-        `ratio_vs_dataloader`, `ratio_vs_decode`, `first_batch_s`, `images_per_s`, `rss_peak_mb`, `seconds` and what was set.
+        `ratio_vs_dataloader`, `ratio_vs_decode`, `first_batch_s`, `images_per_s`, `rss_peak_mb`, `seconds`, `draft` (large
+        photographs: the stream with `data.decode=draft` beside a DataLoader, which knows no such thing) and what was set.
     """
     progress = progress or Silent()
     with tempfile.TemporaryDirectory(prefix="saga-ray-bench-") as folder:
         progress.stage("making photographs")
         table = make_photographs(
-            Path(folder, "once"), size.num_classes, size.images_per_class, lambda done, of: progress.step(done, of, {})
+            Path(folder, "once"), size.num_classes, size.images_per_class, USUAL, lambda a, b: progress.step(a, b, {})
         )
         material = Material(table, size.data)
-        larger = Material(many_times(table, Path(folder, "larger"), size.larger), size.data)
-        return _measured(size, material, larger, progress)
+        more = Material(many_times(table, Path(folder, "more"), size.larger), size.data)
+        large = Material(make_photographs(Path(folder, "large"), size.num_large_classes, 4, LARGE), size.data)
+        return _measured(size, material, more, large, progress)
 
 
-def _measured(size: Size, material: Material, larger: Material, progress: Progress) -> dict[str, Any]:
+def _measured(size: Size, material: Material, more: Material, large: Material, progress: Progress) -> dict[str, Any]:
     from saga_ray.on_ray.cluster import available_cores
 
     num_cores = available_cores()
     tries, loader = _best_loader(size, material, num_cores, progress)
+    progress.stage("DataLoader with large photographs")
+    large_loader = data_loader(large, _best(tries), num_cores, _furthest(size, num_cores))
+    timed(large_loader, num_cores)
     with contextlib.ExitStack() as stack:
         progress.stage("starting Ray")
         began = time.perf_counter()
@@ -88,28 +98,39 @@ def _measured(size: Size, material: Material, larger: Material, progress: Progre
         cold = timed(stream, num_cores + 1)
         with bare_loop(material, num_cores) as bare:
             rounds = _rounds(size, {"decode": bare, "dataloader": loader, "stream": stream}, progress)
-        del loader  # its workers end, and are no part of the stream's memory
+        draft = Material(drafted_table(large.table), large.data)
+        in_draft = {"dataloader": large_loader, "stream": ray_stream(draft, num_cores)}
+        draft_rounds = _rounds(dataclasses.replace(size, num_rounds=1), in_draft, progress, " (large, in draft)")
+        del loader, large_loader, in_draft  # their workers end, and are no part of the stream's memory
         peaks = {}
-        for name, what in (("1x", material), (f"{size.larger}x", larger)):
+        for name, what in (("1x", material), (f"{size.larger}x", more)):
             progress.stage(f"memory with {len(what.table)} images")
             with peak_memory() as peak:
                 timed(ray_stream(what, num_cores), WARM_UP + size.num_timed)
             peaks[name] = None if peak.mb is None else round(peak.mb, 1)
-    return _report(size, material, tries, cold, rounds, peaks, ray_start_s) | {"num_cores": num_cores}
+    report = _report(size, material, tries, cold, rounds, peaks, ray_start_s)
+    return report | _draft_report(draft_rounds, size) | {"num_cores": num_cores}
 
 
 def _best_loader(
     size: Size, material: Material, num_cores: int, progress: Progress
 ) -> tuple[Mapping[Setting, Timing], Contender]:
     """The fastest of several settings; its workers run by then. All are started before Ray, as they are forked."""
-    furthest = WARM_UP + size.num_timed + 2 * num_cores * max(s.prefetch for s in size.settings)
     loaders, tries = {}, {}
     for setting in size.settings:
         progress.stage(f"DataLoader by {setting.item}, prefetch {setting.prefetch}")
-        loaders[setting] = data_loader(material, setting, num_cores, furthest)
+        loaders[setting] = data_loader(material, setting, num_cores, _furthest(size, num_cores))
         tries[setting] = timed(loaders[setting], WARM_UP + 1 + size.num_tried)
-    best = min(tries, key=lambda setting: tries[setting].steady_s(WARM_UP))
-    return tries, loaders[best]
+    return tries, loaders[_best(tries)]
+
+
+def _best(tries: Mapping[Setting, Timing]) -> Setting:
+    return min(tries, key=lambda setting: tries[setting].steady_s(WARM_UP))
+
+
+def _furthest(size: Size, num_cores: int) -> int:
+    """Micro-batches that a loader has: more than are taken, as in a run."""
+    return WARM_UP + size.num_timed + 2 * num_cores * max(s.prefetch for s in size.settings)
 
 
 @contextlib.contextmanager
@@ -122,7 +143,9 @@ def _ray() -> Iterator[None]:
         yield
 
 
-def _rounds(size: Size, contenders: Mapping[str, Contender], progress: Progress) -> list[dict[str, Timing]]:
+def _rounds(
+    size: Size, contenders: Mapping[str, Contender], progress: Progress, remark: str = ""
+) -> list[dict[str, Timing]]:
     rounds: list[dict[str, Timing]] = []
     names = list(contenders)
     for number in range(size.num_rounds):
@@ -130,7 +153,7 @@ def _rounds(size: Size, contenders: Mapping[str, Contender], progress: Progress)
         order = names[number % len(names) :] + names[: number % len(names)]
         found = {}
         for name in order:
-            progress.stage(f"round {number + 1} of {size.num_rounds}: {name}")
+            progress.stage(f"round {number + 1} of {size.num_rounds}: {name}{remark}")
             found[name] = timed(contenders[name], WARM_UP + 1 + size.num_timed)
         rounds.append(found)
     return rounds
@@ -145,18 +168,14 @@ def _report(
     peaks: Mapping[str, float | None],
     ray_start_s: float,
 ) -> dict[str, Any]:
-    seconds = {name: [found[name].steady_s(WARM_UP) for found in rounds] for name in rounds[0]}
-    ratios = {
-        name: statistics.median(other / ours for other, ours in zip(seconds[name], seconds["stream"], strict=True))
-        for name in ("dataloader", "decode")
-    }
-    best = min(tries, key=lambda setting: tries[setting].steady_s(WARM_UP))
+    seconds = _seconds(rounds)
+    best = _best(tries)
     batch = size.data.batch_size
     rates = {name: round(batch / statistics.median(values), 1) for name, values in seconds.items()}
     firsts = {name: [round(found[name].first_s, 3) for found in rounds] for name in rounds[0]}
     return {
-        "ratio_vs_dataloader": round(ratios["dataloader"], 3),
-        "ratio_vs_decode": round(ratios["decode"], 3),
+        "ratio_vs_dataloader": _ratio(seconds, "dataloader"),
+        "ratio_vs_decode": _ratio(seconds, "decode"),
         "first_batch_s": round(cold.first_s, 3),
         "images_per_s": rates["stream"],
         "rss_peak_mb": dict(peaks),
@@ -172,9 +191,31 @@ def _report(
         "dataloader": {"item": best.item, "prefetch": best.prefetch},
         "images": {
             "files": len(material.table),
-            "width": WIDTH,
-            "height": HEIGHT,
+            "width": USUAL[0],
+            "height": USUAL[1],
             "size": size.data.image_size,
             "micro_batch": batch,
         },
     }
+
+
+def _draft_report(rounds: list[dict[str, Timing]], size: Size) -> dict[str, Any]:
+    seconds = _seconds(rounds)
+    return {
+        "draft": {
+            "ratio_vs_dataloader": _ratio(seconds, "dataloader"),
+            "images_per_s": round(size.data.batch_size / statistics.median(seconds["stream"]), 1),
+            "per_micro_batch": {name: [round(value, 5) for value in values] for name, values in seconds.items()},
+            "width": LARGE[0],
+            "height": LARGE[1],
+        }
+    }
+
+
+def _seconds(rounds: list[dict[str, Timing]]) -> dict[str, list[float]]:
+    return {name: [found[name].steady_s(WARM_UP) for found in rounds] for name in rounds[0]}
+
+
+def _ratio(seconds: Mapping[str, list[float]], other: str) -> float:
+    pairs = zip(seconds[other], seconds["stream"], strict=True)
+    return round(statistics.median(theirs / ours for theirs, ours in pairs), 3)

@@ -13,22 +13,26 @@ from PIL import Image
 from saga_ray.data.images import FolderSource
 from saga_ray.types import ImageTable
 
-WIDTH, HEIGHT = 500, 375
-"""The usual size in CUB-200-2011 and iNaturalist."""
+USUAL, LARGE = (500, 375), (1024, 683)
+"""Width and height: usual in CUB-200-2011 and iNaturalist, and in FGVC-Aircraft."""
 _SAMPLES = ("china.jpg", "flower.jpg")
 _QUALITY = 90
 
 
 def make_photographs(
-    folder: Path, num_classes: int, images_per_class: int, on_image: Callable[[int, int], None] = lambda done, of: None
+    folder: Path,
+    num_classes: int,
+    images_per_class: int,
+    size: tuple[int, int] = USUAL,
+    on_image: Callable[[int, int], None] = lambda done, of: None,
 ) -> ImageTable:
-    """Write `folder/<class>/<image>.jpg` and return their table."""
+    """Write `folder/<class>/<image>.jpg`, of `size` = (width, height), and return their table."""
     samples = _samples()
     rng = np.random.default_rng(0)
     paths = [f"{label:05d}/{image:03d}.jpg" for label in range(num_classes) for image in range(images_per_class)]
     for number, path in enumerate(paths):
         (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        _crop(samples[number % len(samples)], rng).save(folder / path, quality=_QUALITY)
+        _crop(samples[number % len(samples)], size, rng).save(folder / path, quality=_QUALITY)
         on_image(number + 1, len(paths))
     return _table(folder, paths)
 
@@ -41,13 +45,13 @@ def _samples() -> list[Image.Image]:
     return [Image.open(images / name).convert("RGB") for name in _SAMPLES]
 
 
-def _crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
+def _crop(photograph: Image.Image, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
     width = int(rng.integers(400, photograph.width))
-    height = min(photograph.height, width * HEIGHT // WIDTH)
+    height = min(photograph.height, width * size[1] // size[0])
     left = int(rng.integers(0, photograph.width - width + 1))
     top = int(rng.integers(0, photograph.height - height + 1))
     crop = photograph.crop((left, top, left + width, top + height))
-    return crop.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    return crop.resize(size, Image.Resampling.BICUBIC)
 
 
 def many_times(table: ImageTable, folder: Path, times: int) -> ImageTable:

@@ -45,5 +45,9 @@ def _print(report: dict[str, Any]) -> None:
     result(f"stream         {rates['stream']:8.1f} images/s  first micro-batch after {report['first_batch_s']:.1f} s")
     result(f"stream / DataLoader    {report['ratio_vs_dataloader']:.3f}")
     result(f"stream / bare decoding {report['ratio_vs_decode']:.3f}")
+    draft = report["draft"]
+    result(
+        f"stream in draft / DataLoader {draft['ratio_vs_dataloader']:.3f}  ({draft['width']} x {draft['height']} pixels)"
+    )
     for name, mb in report["rss_peak_mb"].items():
         result(f"memory, {name:3} files    " + ("not measured here" if mb is None else f"{mb:.0f} MB"))

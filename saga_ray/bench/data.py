@@ -23,6 +23,8 @@ from saga_ray.train.progress import Progress, Silent
 
 WARM_UP = 14
 """Micro-batches before the clock starts: with two cores the stream's tasks have their full size then."""
+_LOADER_WARM_UP = 4
+"""A DataLoader is in full swing sooner."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class Size:
     num_tried: int
     """The same for each setting of the DataLoader, once."""
     num_rounds: int
+    """Fewer, if the machine is so slow that `max_s` would pass; never less than one."""
+    max_s: float = 420.0
+    """Seconds after which no further round begins."""
     settings: tuple[Setting, ...] = SETTINGS
     """Of the DataLoader, of which the fastest takes part."""
     num_large_classes: int = 16
@@ -45,7 +50,7 @@ class Size:
     """The larger table has so many times the files."""
 
 
-FULL = Size(DataConfig(), num_classes=64, images_per_class=16, num_timed=64, num_tried=24, num_rounds=3)
+FULL = Size(DataConfig(), num_classes=64, images_per_class=16, num_timed=48, num_tried=24, num_rounds=3)
 QUICK = Size(
     DataConfig(image_size=64, classes_per_batch=4, images_per_class=2, num_shards=2, pairs_per_batch=4),
     num_classes=12,
@@ -83,7 +88,7 @@ def bench_data(size: Size, progress: Progress | None = None) -> dict[str, Any]:
 def _measured(size: Size, material: Material, more: Material, large: Material, progress: Progress) -> dict[str, Any]:
     from saga_ray.on_ray.cluster import available_cores
 
-    num_cores = available_cores()
+    num_cores, latest = available_cores(), time.monotonic() + size.max_s
     tries, loader = _best_loader(size, material, num_cores, progress)
     progress.stage("DataLoader with large photographs")
     large_loader = data_loader(large, _best(tries), num_cores, _furthest(size, num_cores))
@@ -97,16 +102,18 @@ def _measured(size: Size, material: Material, more: Material, large: Material, p
         stream = ray_stream(material, num_cores)
         cold = timed(stream, num_cores + 1)
         with bare_loop(material, num_cores) as bare:
-            rounds = _rounds(size, {"decode": bare, "dataloader": loader, "stream": stream}, progress)
+            rounds = _rounds(size, {"decode": bare, "dataloader": loader, "stream": stream}, progress, latest)
         draft = Material(drafted_table(large.table), large.data)
         in_draft = {"dataloader": large_loader, "stream": ray_stream(draft, num_cores)}
-        draft_rounds = _rounds(dataclasses.replace(size, num_rounds=1), in_draft, progress, " (large, in draft)")
+        draft_rounds = _rounds(
+            dataclasses.replace(size, num_rounds=1), in_draft, progress, latest, " (large, in draft)"
+        )
         del loader, large_loader, in_draft  # their workers end, and are no part of the stream's memory
         peaks = {}
         for name, what in (("1x", material), (f"{size.larger}x", more)):
             progress.stage(f"memory with {len(what.table)} images")
             with peak_memory() as peak:
-                timed(ray_stream(what, num_cores), WARM_UP + size.num_timed)
+                timed(ray_stream(what, num_cores), WARM_UP + size.num_tried)
             peaks[name] = None if peak.mb is None else round(peak.mb, 1)
     report = _report(size, material, tries, cold, rounds, peaks, ray_start_s)
     return report | _draft_report(draft_rounds, size) | {"num_cores": num_cores}
@@ -120,12 +127,12 @@ def _best_loader(
     for setting in size.settings:
         progress.stage(f"DataLoader by {setting.item}, prefetch {setting.prefetch}")
         loaders[setting] = data_loader(material, setting, num_cores, _furthest(size, num_cores))
-        tries[setting] = timed(loaders[setting], WARM_UP + 1 + size.num_tried)
+        tries[setting] = timed(loaders[setting], _LOADER_WARM_UP + 1 + size.num_tried)
     return tries, loaders[_best(tries)]
 
 
 def _best(tries: Mapping[Setting, Timing]) -> Setting:
-    return min(tries, key=lambda setting: tries[setting].steady_s(WARM_UP))
+    return min(tries, key=lambda setting: tries[setting].steady_s(_LOADER_WARM_UP))
 
 
 def _furthest(size: Size, num_cores: int) -> int:
@@ -144,11 +151,13 @@ def _ray() -> Iterator[None]:
 
 
 def _rounds(
-    size: Size, contenders: Mapping[str, Contender], progress: Progress, remark: str = ""
+    size: Size, contenders: Mapping[str, Contender], progress: Progress, latest: float, remark: str = ""
 ) -> list[dict[str, Timing]]:
+    """Turns of all contenders; a round that would end after `latest` is left out, but for the first."""
     rounds: list[dict[str, Timing]] = []
     names = list(contenders)
     for number in range(size.num_rounds):
+        began = time.monotonic()
         # Whoever comes first differs, so that nobody always follows the same one.
         order = names[number % len(names) :] + names[: number % len(names)]
         found = {}
@@ -156,6 +165,8 @@ def _rounds(
             progress.stage(f"round {number + 1} of {size.num_rounds}: {name}{remark}")
             found[name] = timed(contenders[name], WARM_UP + 1 + size.num_timed)
         rounds.append(found)
+        if 2 * time.monotonic() - began > latest:
+            break
     return rounds
 
 
@@ -184,7 +195,8 @@ def _report(
         "seconds": {
             "per_micro_batch": {name: [round(value, 5) for value in values] for name, values in seconds.items()},
             "dataloader_tries": {
-                f"{s.item}, prefetch {s.prefetch}": round(found.steady_s(WARM_UP), 5) for s, found in tries.items()
+                f"{s.item}, prefetch {s.prefetch}": round(found.steady_s(_LOADER_WARM_UP), 5)
+                for s, found in tries.items()
             },
             "ray_start": round(ray_start_s, 2),
         },

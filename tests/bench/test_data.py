@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,10 +18,11 @@ from PIL import Image
 from saga_ray.bench.bare import bare_loop
 from saga_ray.bench.clock import Material, Timing, timed
 from saga_ray.bench.contenders import SETTINGS, Images, MicroBatches, data_loader
-from saga_ray.bench.data import QUICK
+from saga_ray.bench.data import QUICK, _rounds
 from saga_ray.bench.memory import descendants, memory_mb, peak_memory
 from saga_ray.bench.photographs import make_photographs, many_times
 from saga_ray.data.stream import micro_batches
+from saga_ray.train.progress import Silent
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,23 @@ def test_the_clock_stops_with_the_last_one_asked_for_and_the_stream_is_closed() 
 
     timing = timed(endless, 3)
     assert len(timing.arrivals_s) == 3 and timing.arrivals_s[0] >= 0.01 and closed == [True]
+
+
+def test_a_slow_machine_takes_fewer_rounds_and_contenders_take_turns() -> None:
+    asked: list[str] = []
+
+    def contender(name: str):
+        def stream(num: int) -> Iterator[int]:
+            asked.append(name)
+            yield from range(num)
+
+        return stream
+
+    contenders = {name: contender(name) for name in "abc"}
+    size = dataclasses.replace(QUICK, num_rounds=3)
+    assert len(_rounds(size, contenders, Silent(), time.monotonic() + 60)) == 3
+    assert asked == list("abcbcacab")
+    assert len(_rounds(size, contenders, Silent(), time.monotonic() - 1)) == 1
 
 
 def test_both_loaders_give_what_the_stream_gives(material: Material) -> None:

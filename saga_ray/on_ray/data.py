@@ -7,6 +7,7 @@ fewer, so that training begins soon. Pixels go from the decoder into shared memo
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,6 +33,8 @@ _MAX_PER_TASK = 8
 
 Rows = Generator[tuple[int, np.ndarray, np.ndarray, list[str]]]
 """Index, images_NHWC (read-only), rows_N and broken files of one micro-batch after the other."""
+Segment = tuple[Sequence[PairPlan], Any, Rows]
+"""Plans of one execution of Ray Data, the first of its rows, and the others."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,10 @@ def ray_batches(
         watch = BrokenImages(len(table), data.max_broken_share)
         work = Work(table.source, np.asarray(table.labels_N), data, seed).share()
 
-        def open_segment(first: int, last: int) -> tuple[Sequence[PairPlan], Rows]:
+        def open_segment(first: int, last: int) -> Segment:
             plans = [planner.plan(i, rank, world_size) for i in range(first, last)]
-            return plans, _begun(_decoded(plans, work, data, decoding, is_first=first == start))
+            rows = _decoded(plans, work, data, decoding, is_first=first == start)
+            return plans, next(rows), rows  # Ray Data starts when it is asked for a row
 
         # Closing lets Ray Data stop what it decodes ahead, when a run ends before its last possible micro-batch.
         with contextlib.closing(_joined(_segments(start, stop), open_segment)) as found:
@@ -102,7 +106,7 @@ def _segments(start: int, stop: int) -> Iterator[tuple[int, int]]:
 
 
 def _joined(
-    segments: Iterator[tuple[int, int]], open_segment: Callable[[int, int], tuple[Sequence[PairPlan], Rows]]
+    segments: Iterator[tuple[int, int]], open_segment: Callable[[int, int], Segment]
 ) -> Generator[tuple[PairPlan, Any]]:
     """Rows of all segments; the next one begins while the last micro-batches of the one before are on their way."""
     coming: Future | None = None
@@ -115,28 +119,16 @@ def _joined(
         try:
             coming = begin_next()
             while coming is not None:
-                (plans, rows), coming = coming.result(), None
+                (plans, first, rows), coming = coming.result(), None
                 with contextlib.closing(rows):
-                    for number, plan in enumerate(plans, 1):
-                        yield plan, next(rows)
+                    for number, (plan, row) in enumerate(zip(plans, itertools.chain([first], rows), strict=False), 1):
+                        yield plan, row
                         if number == max(1, len(plans) - _MAX_PER_TASK):
                             coming = begin_next()
         finally:
             if coming is not None:
                 with contextlib.suppress(Exception):  # nobody waits for these any more
-                    coming.result()[1].close()
-
-
-def _begun(rows: Rows) -> Rows:
-    """The same rows, of which the first is already there: Ray Data starts when it is asked for one."""
-    first = next(rows)
-
-    def all_rows() -> Rows:
-        with contextlib.closing(rows):
-            yield first
-            yield from rows
-
-    return all_rows()
+                    coming.result()[2].close()
 
 
 def _decoded(
@@ -182,7 +174,8 @@ def _own_sentences() -> Iterator[None]:
     except RayError as error:
         cause = getattr(error, "cause", None) or error.__cause__
         if isinstance(cause, Refused):
-            raise ValueError(str(cause)) from None
+            # Ray Data adds lines of its own about retries.
+            raise ValueError(str(cause).splitlines()[0]) from None
         raise
 
 

@@ -96,7 +96,7 @@ def test_a_class_without_a_readable_image_is_one_sentence(ray_cluster: None, sma
     data, table = small_config.data, load_dataset(small_config).train
     planner = PairPlanner(table.labels_N, data, 0, None)
     broken = ImageTable(table.image_ids, table.labels_N, table.class_names, Unreadable())
-    with pytest.raises(ValueError, match=r"^/images/\d+\.png: cannot be read as an image \(is cut short\)"):
+    with pytest.raises(ValueError, match=r"^/images/\d+\.png: cannot be read as an image \(is cut short\)[^\n]*$"):
         list(ray_batches(broken, data, 0, 0, 1, Decoding(0.25, 2))(0, 2, planner))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -18,7 +19,7 @@ from PIL import Image
 from saga_ray.bench.bare import bare_loop
 from saga_ray.bench.clock import Material, Timing, timed
 from saga_ray.bench.contenders import SETTINGS, Images, MicroBatches, data_loader
-from saga_ray.bench.data import QUICK, _rounds
+from saga_ray.bench.data import QUICK, _rounds, bench_data
 from saga_ray.bench.memory import descendants, memory_mb, peak_memory
 from saga_ray.bench.photographs import make_photographs, many_times
 from saga_ray.data.stream import micro_batches
@@ -147,3 +148,16 @@ def test_the_bench_says_what_it_promises() -> None:
     seconds = report["seconds"]["per_micro_batch"]
     ratio = seconds["dataloader"][0] / seconds["stream"][0]
     assert report["ratio_vs_dataloader"] == pytest.approx(ratio, rel=0.02)
+
+
+def test_the_whole_bench_with_the_stream_of_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    def local(material: Material, num_cores: int):
+        return lambda num: micro_batches(material.table, material.planner(), material.data, 0, 0, num + 8)
+
+    monkeypatch.setattr("saga_ray.bench.data.ray_stream", local)
+    monkeypatch.setattr("saga_ray.bench.data._ray", contextlib.nullcontext)
+    report = bench_data(dataclasses.replace(QUICK, num_timed=4, num_tried=1))
+    seconds = report["seconds"]["per_micro_batch"]
+    assert report["ratio_vs_decode"] == pytest.approx(seconds["decode"][0] / seconds["stream"][0], rel=0.02)
+    assert report["draft"]["ratio_vs_dataloader"] > 0 and set(report["rss_peak_mb"]) == {"1x", "10x"}
+    json.dumps(report, allow_nan=False)

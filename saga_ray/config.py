@@ -43,6 +43,9 @@ class DataConfig(Config):
     """Folder of the images, or the owner's archive of them; not used by the demo world."""
     image_size: int = Field(224, ge=16, le=4096)
     """Side in pixels of the square that every image is resized to, without cropping (paper: 224)."""
+    decode: Literal["exact", "draft"] = "exact"
+    """`draft` decodes large JPEG files at a half, a quarter or an eighth of their size where that is enough: sooner, with slightly
+    other pixels, and so under another fingerprint."""
     verify_counts: bool = True
     """Refuse a tree whose classes and counts differ from those its owner published; false goes on and marks results partial."""
     validation_share: float = Field(0.2, gt=0.0, lt=1.0)
@@ -56,7 +59,14 @@ class DataConfig(Config):
     pairs_per_batch: int = Field(16, ge=1)
     """Pairs of every micro-batch that the MLLM is shown, half of them of one class."""
     hard_share: Share = 0.5
-    """Share of shards whose classes are neighbours in the pre-trained encoder's embedding."""
+    """Share of shards whose classes are easily taken for one another."""
+    hard_from: Literal["embeddings", "taxonomy"] = "embeddings"
+    """Which those are. `embeddings`: neighbours in the pre-trained encoder's embedding. `taxonomy`: relatives in the tree of
+    `data.taxonomy`; no image is embedded before the first step then."""
+    taxonomy: str | None = None
+    """YAML file of nested groups whose leaves are lists of class names; null reads iNaturalist's names (order, family, genus)."""
+    mining_images: int | None = Field(None, ge=1)
+    """Images of every class that are embedded to find neighbours; null takes all. Some 20 are enough for very large sets."""
     flip: bool = True
     """Mirror training images at random."""
     shift_pixels: Share = 0.0
@@ -104,6 +114,11 @@ class DataConfig(Config):
             problems.append(
                 f"data.pairs_per_batch: {self.pairs_per_batch} is not a multiple of data.num_shards ({self.num_shards}); "
                 f"choose a multiple, so that every shard has the same number of pairs"
+            )
+        if self.taxonomy is not None and self.hard_from != "taxonomy":
+            problems.append(
+                f"data.taxonomy: {self.taxonomy} would not be read with data.hard_from={self.hard_from}; set "
+                f"data.hard_from=taxonomy, or leave it out"
             )
         return _all_said(self, problems)
 
@@ -284,6 +299,8 @@ class ResourcesConfig(Config):
     cpus_per_scorer: float = Field(0.5, gt=0)
     gpus_per_scorer: float = Field(0.0, ge=0)
     cpus_per_data_task: float = Field(0.25, gt=0)
+    read_ahead_mb: float = Field(256.0, gt=0)
+    """Decoded micro-batches that each worker's stream may hold in Ray's object store, in MB; two of each decoding task at least."""
 
 
 class EvaluationConfig(Config):

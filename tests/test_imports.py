@@ -32,8 +32,8 @@ MAY_IMPORT = {
 MAY_IMPORT["study"] = {*MAY_IMPORT["train"], "train"}
 MAY_IMPORT["vocab"] = {*MAY_IMPORT["train"], "train"}
 MAY_IMPORT["on_ray"] = {*MAY_IMPORT["study"], "study"}
-MAY_IMPORT["cli"] = {*MAY_IMPORT["on_ray"], "on_ray", "vocab", "mllm.demo"}
-MAY_IMPORT["bench"] = {*MAY_IMPORT["cli"], "cli"}
+MAY_IMPORT["bench"] = {*MAY_IMPORT["on_ray"], "on_ray", "mllm.demo"}
+MAY_IMPORT["cli"] = {*MAY_IMPORT["bench"], "bench", "vocab"}
 
 
 def room_of(module: str) -> str:

@@ -16,6 +16,10 @@ def load_dataset(config: RunConfig) -> Dataset:
         ValueError: one sentence, naming the key or file, for data that is missing, incomplete or cannot be split.
     """
     dataset = _read(config)
+    if config.data.decode == "draft":
+        from saga_ray.data.draft import drafted
+
+        dataset = drafted(dataset)
     if config.evaluation.split == "validation" and len(dataset.validation) == 0:
         raise ValueError(
             f"evaluation.split: '{dataset.name}' has too few training classes to hold any back for validation; "

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from saga_ray.data.displace import displaced
 from saga_ray.data.keyed import keyed_uniforms, mix
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
@@ -150,13 +151,7 @@ def augment(images_NHWC: np.ndarray, keys_N: np.ndarray, flip: bool, shift_pixel
     Returns:
         uint8 (N, H, W, C), a new array.
     """
-    n, height, width, channels = images_NHWC.shape
     uniforms_N3 = keyed_uniforms((), keys_N, 3)
     mirrored_N = flip & (uniforms_N3[:, 0] < 0.5)
     shift_N2 = np.floor(uniforms_N3[:, 1:] * (2 * shift_pixels + 1)).astype(np.int64) - shift_pixels
-    from_row_NH = np.clip(np.arange(height) - shift_N2[:, :1], 0, height - 1)
-    from_column_NW = np.clip(np.arange(width) - shift_N2[:, 1:], 0, width - 1)
-    from_column_NW = np.where(mirrored_N[:, None], width - 1 - from_column_NW, from_column_NW)
-    flat_NHW = (from_row_NH * width)[:, :, None] + from_column_NW[:, None, :]
-    flat_NHW += (np.arange(n) * height * width)[:, None, None]
-    return images_NHWC.reshape(-1, channels).take(flat_NHW.ravel(), axis=0).reshape(images_NHWC.shape)
+    return displaced(images_NHWC, mirrored_N, shift_N2)

@@ -14,6 +14,7 @@ import itertools
 import numpy as np
 
 from saga_ray.config import DataConfig
+from saga_ray.data.mining import ClassNeighbours, neighbours_from
 from saga_ray.types import ImagePair, PairPlan
 
 # First part of every key below, so that no two draws share a stream.
@@ -27,13 +28,19 @@ class PairPlanner:
     """
 
     def __init__(
-        self, labels_N: np.ndarray, data: DataConfig, seed: int, class_centroids: np.ndarray | None = None
+        self,
+        labels_N: np.ndarray,
+        data: DataConfig,
+        seed: int,
+        class_centroids: np.ndarray | None = None,
+        neighbours: ClassNeighbours | None = None,
     ) -> None:
         """Prepare the plan of a training split.
 
         Args:
             labels_N: class of every training image, 0 .. C - 1, each with two images or more.
             class_centroids: mining snapshot, (C, E) mean embedding of every class; None makes every shard random.
+            neighbours: another opinion on which classes are confusable, such as a taxonomy's, in place of a snapshot.
 
         Raises:
             ValueError: naming the key, for fewer classes than a micro-batch wants or a class with one image.
@@ -49,18 +56,13 @@ class PairPlanner:
                 f"data.root: training class number {label} has {counts_C[label]} image(s), and a pair of one class needs two; "
                 f"add images to it or remove it"
             )
-        order_N = np.argsort(labels_N, kind="stable")
-        self._rows_of_class = np.split(order_N, np.cumsum(counts_C)[:-1])
+        self._order_N = np.argsort(labels_N, kind="stable")
+        self._start_C = np.cumsum(counts_C) - counts_C
+        self._count_C = counts_C
         self._data = data
         self._seed = seed
-        self._unit_CE = None
-        if class_centroids is not None:
-            assert class_centroids.shape[0] == self.num_classes and np.isfinite(class_centroids).all()
-            centroids_CE = class_centroids.astype(np.float64)
-            norms_C1 = np.linalg.norm(centroids_CE, axis=1, keepdims=True)
-            # Whole numbers whose inner products stay below 2^41: exact in float64 in any order of summation, so that
-            # machines with other vector units draw the same plan.
-            self._unit_CE = np.rint(centroids_CE / np.maximum(norms_C1, 1e-12) * 2.0**20)
+        assert class_centroids is None or (neighbours is None and len(class_centroids) == self.num_classes)
+        self._centroids_CE, self._neighbours = class_centroids, neighbours
         circle_C = self._rng(_CIRCLE).permutation(self.num_classes)
         self._place_on_circle_C = np.argsort(circle_C)
         self._round: tuple[int, np.ndarray] | None = None
@@ -108,28 +110,38 @@ class PairPlanner:
         resting_C = (self._place_on_circle_C - round_number * num_resting) % self.num_classes < num_resting
         order = self._rng(_ROUND, round_number).permutation(self.num_classes)
         order = order[~resting_C[order]]
-        hard_share = 0.0 if self._unit_CE is None else data.hard_share
+        neighbours = self._nearby()
+        hard_share = 0.0 if neighbours is None else data.hard_share
         # Shard k of the run is hard where k * hard_share passes a whole number: hard ones are spread evenly.
         steps = np.floor(np.arange(num_shards + 1) * hard_share + 1e-9)
         is_hard = np.diff(steps) > 0
         shards_SC = np.empty((num_shards, width), dtype=np.int64)
-        unused = order
-        # Hard shards choose first, while all neighbours are still to be had.
-        for shard in np.flatnonzero(is_hard):
-            similarity_C = self._unit_CE @ self._unit_CE[unused[0]]
-            nearest = 1 + np.argsort(-similarity_C[unused[1:]], kind="stable")[: width - 1]
-            chosen = np.concatenate(([0], nearest))
-            shards_SC[shard] = unused[chosen]
-            unused = np.delete(unused, chosen)
-        shards_SC[~is_hard] = unused.reshape(-1, width)
+        if neighbours is not None:
+            # Hard shards choose first, while all neighbours are still to be had.
+            shards_SC[is_hard], order = neighbours.groups(order, int(is_hard.sum()), width)
+        shards_SC[~is_hard] = order.reshape(-1, width)
         return shards_SC
+
+    def _nearby(self) -> ClassNeighbours | None:
+        # Not before a round is drawn: whoever only hands the planner on needs none.
+        if self._neighbours is None and self._centroids_CE is not None:
+            self._neighbours = neighbours_from(self._centroids_CE)
+        return self._neighbours
+
+    def __getstate__(self) -> dict:
+        """What travels: not what can be had again from the snapshot."""
+        state = dict(self.__dict__)
+        if self._centroids_CE is not None:
+            state["_neighbours"] = None
+        return state
 
     def _images(self, label: int, round_number: int) -> np.ndarray:
         """The images of class `label` in a round, images_per_class rows.
 
         Classes with fewer images than images_per_class give all of them and begin again.
         """
-        rows = self._rows_of_class[label]
+        first = self._start_C[label]
+        rows = self._order_N[first : first + self._count_C[label]]
         rests = self.num_classes % self._data.classes_per_batch
         # How often this place of the circle lies in the first round_number * rests steps around it.
         rested = (round_number * rests - self._place_on_circle_C[label] + self.num_classes - 1) // self.num_classes
@@ -138,7 +150,7 @@ class PairPlanner:
 
     def _image_stream(self, label: int, start: int) -> np.ndarray:
         """Elements start .. start + K - 1 of the class's stream of permutations of its n images, none twice among them if n >= K."""
-        n, k = len(self._rows_of_class[label]), self._data.images_per_class
+        n, k = int(self._count_C[label]), self._data.images_per_class
         if n < 2 * k - 1:
             # Too few to choose a fresh order that avoids the last images of the one before: one order, around and around.
             return self._rng(_IMAGES, label).permutation(n)[np.arange(start, start + k) % n]

@@ -26,7 +26,7 @@ from saga_ray.data import load_dataset
 from saga_ray.errors import is_ours
 from saga_ray.on_ray.bulletin import bulletin, pinned_warnings
 from saga_ray.on_ray.cluster import Cluster, connect
-from saga_ray.on_ray.data import ray_batches
+from saga_ray.on_ray.data import Decoding, ray_batches
 from saga_ray.on_ray.resources import decoding_tasks, trainer_threads
 from saga_ray.storage import Storage
 from saga_ray.train.errors import NonFiniteError
@@ -319,8 +319,11 @@ def run_job(
         config.seed,
         context.rank,
         context.world_size,
-        config.resources.cpus_per_data_task,
-        decoding_tasks(num_cores, ray.cluster_resources().get("CPU", 1.0), context.world_size),
-        data_group,
+        Decoding(
+            config.resources.cpus_per_data_task,
+            decoding_tasks(num_cores, ray.cluster_resources().get("CPU", 1.0), context.world_size),
+            config.resources.read_ahead_mb * 1e6,
+            data_group,
+        ),
     )
     return train(config, dataset, scorer, context, batches, RunFolder(runs, job.name), progress)

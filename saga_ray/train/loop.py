@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from saga_ray.config import RunConfig
+from saga_ray.data.mining import snapshot_rows
 from saga_ray.data.plan import PairPlanner
+from saga_ray.data.taxonomy import relatives
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saga_ray.train.consensus import Consensus
 from saga_ray.train.context import RunContext
-from saga_ray.train.embed import class_centroids, embed_table
+from saga_ray.train.embed import embed_centroids
 from saga_ray.train.errors import check_finite
 from saga_ray.train.evaluate import evaluate, weights_id
 from saga_ray.train.logs import RunLog
@@ -166,7 +168,13 @@ class Trainer:
                 f"and encoder.trainable={config.encoder.trainable} leaves nothing to learn; choose a loss, or optim.steps=0"
             )
         self.snapshot_CE = self._mining_snapshot(encoder, checkpoint)
-        self.planner = PairPlanner(dataset.train.labels_N, config.data, config.seed, self.snapshot_CE)
+        self.planner = PairPlanner(
+            dataset.train.labels_N,
+            config.data,
+            config.seed,
+            self.snapshot_CE,
+            relatives(config.data, dataset.train.class_names),
+        )
         self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
         self.consensus = self._consensus(checkpoint)
         self.watch = self._watch()
@@ -287,16 +295,16 @@ class Trainer:
 
     def _mining_snapshot(self, encoder: Encoder, checkpoint: Checkpoint | None) -> np.ndarray | None:
         """Class centroids in the initial encoder, for the plan's hard shards; from the checkpoint if there is one."""
-        if self.config.data.hard_share == 0:
+        table, config = self.dataset.train, self.config
+        if config.data.hard_share == 0 or config.data.hard_from != "embeddings":
             return None
         if checkpoint is not None:
             return checkpoint.tensors["snapshot"]["class_centroids"].numpy()
-        table, config = self.dataset.train, self.config
-        self.progress.stage(f"embedding {len(table)} training images to find neighbouring classes")
-        embeddings_NE = embed_table(
-            encoder, table, config.data.image_size, config.evaluation.batch_size, self.context, skip_broken=True
+        rows_N = snapshot_rows(table.labels_N, config.data.mining_images, config.seed)
+        self.progress.stage(f"embedding {len(rows_N)} training images to find neighbouring classes")
+        return embed_centroids(
+            encoder, table, rows_N, config.data.image_size, config.evaluation.batch_size, self.context
         )
-        return class_centroids(embeddings_NE, table.labels_N)
 
     def _freeze_unreached(self, encoder: Encoder, metric_loss: nn.Module | None) -> None:
         size = self.config.data.image_size

@@ -1,0 +1,1 @@
+"""What this machine reaches, beside what others reach on it and beside the limit."""

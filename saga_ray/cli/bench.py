@@ -1,0 +1,53 @@
+"""`saga-ray bench`: what this machine reaches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from saga_ray.cli.terminal import print_json, progress, result
+
+
+@click.group("bench")
+def command() -> None:
+    """Measure what this machine reaches, beside others and beside the limit."""
+
+
+@command.command("data")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
+@click.option("--quick", is_flag=True, help="A few small pictures: shows that it works, measures nothing of interest.")
+def data(as_json: bool, quick: bool) -> None:
+    """Decode photographs with torch's DataLoader, with the stream of a run, and in a bare loop on all cores.
+
+    Takes some minutes. Everything is written into a temporary folder.
+    """
+    from saga_ray.bench.data import FULL, QUICK, bench_data
+
+    with progress() as shown:
+        report = bench_data(QUICK if quick else FULL, shown)
+    if as_json:
+        print_json(report)
+    else:
+        _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    rates = report["images_per_s_of"]
+    loader = report["dataloader"]
+    result(
+        f"{report['num_cores']} cores, photographs of {report['images']['width']} x {report['images']['height']} pixels"
+    )
+    result(f"bare decoding  {rates['decode']:8.1f} images/s")
+    result(
+        f"DataLoader     {rates['dataloader']:8.1f} images/s  (item {loader['item']}, prefetch {loader['prefetch']})"
+    )
+    result(f"stream         {rates['stream']:8.1f} images/s  first micro-batch after {report['first_batch_s']:.1f} s")
+    result(f"stream / DataLoader    {report['ratio_vs_dataloader']:.3f}")
+    result(f"stream / bare decoding {report['ratio_vs_decode']:.3f}")
+    draft = report["draft"]
+    result(
+        f"stream in draft / DataLoader {draft['ratio_vs_dataloader']:.3f}  ({draft['width']} x {draft['height']} pixels)"
+    )
+    for name, mb in report["rss_peak_mb"].items():
+        result(f"memory, {name:3} files    " + ("not measured here" if mb is None else f"{mb:.0f} MB"))

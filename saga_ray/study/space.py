@@ -19,7 +19,7 @@ _NOT_SEARCHED = ("dataset", "recipe", "method", "evaluation.split", "checkpoint"
 _CHANGES_THE_DATA = tuple(
     f"data.{key}"
     for key in (
-        "root", "image_size", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied", "neighbour_distance",
+        "root", "image_size", "decode", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied", "neighbour_distance",
         "num_classes", "num_images",
     )
 )  # fmt: skip

@@ -197,7 +197,7 @@ def remembered_dataset(config: RunConfig) -> Dataset:
 
 _WORLDS: dict[str, Dataset] = {}
 _WHAT_IS_SEEN = (
-    "root", "image_size", "verify_counts", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied",
+    "root", "image_size", "decode", "verify_counts", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied",
     "neighbour_distance", "num_classes", "num_images",
 )  # fmt: skip
 """Keys of `data` that decide what pictures there are; the others say how they are used."""

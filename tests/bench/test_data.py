@@ -126,8 +126,11 @@ def test_memory_of_children_counts_while_they_live() -> None:
         assert child.pid in descendants(os.getpid())
         assert memory_mb(child.pid) > 76
         assert memory_mb() > before + 70
+        deadline = time.monotonic() + 60
+        while (peak.mb is None or peak.mb < before + 70) and time.monotonic() < deadline:
+            time.sleep(0.05)  # a look at all processes takes as long as there are many
         child.communicate("\n", timeout=60)
-    assert peak.mb > before + 20
+    assert peak.mb > before + 70
 
 
 @pytest.mark.slow

@@ -123,7 +123,7 @@ def test_what_is_typed_stands_above_the_file(tmp_path: Path) -> None:
 
 
 def test_what_changes_the_data_is_not_searched(tmp_path: Path) -> None:
-    keys = ["root", "image_size", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied", "neighbour_distance",
+    keys = ["root", "image_size", "decode", "validation_share", "world_seed", "confound", "home", "gap", "shift", "tied", "neighbour_distance",
             "num_classes", "num_images"]  # fmt: skip
     for key in keys:
         with pytest.raises(ConfigError, match=rf"data\.{key} cannot be searched: it changes the data") as caught:
@@ -141,9 +141,9 @@ def test_a_key_of_the_data_is_searched_only_if_the_fingerprint_does_not_know_it(
         "data.neighbour_distance": 5, "data.num_classes": [9, 4, 4], "data.num_images": [3, 2, 2],
         "data.verify_counts": False, "data.classes_per_batch": 16, "data.images_per_class": 2, "data.num_shards": 2,
         "data.pairs_per_batch": 4, "data.hard_share": 0.1, "data.flip": False, "data.shift_pixels": 0.3,
-        "data.max_broken_share": 0.5,
+        "data.max_broken_share": 0.5, "data.hard_from": "taxonomy", "data.mining_images": 1, "data.crop_area": 0.5,
     }  # fmt: skip
-    of_folders = {"data.root", "data.validation_share", "data.image_size"}
+    of_folders = {"data.root", "data.validation_share", "data.image_size", "data.decode", "data.taxonomy"}
     assert {key for key in model_keys() if key.startswith("data.")} == {*changed, *of_folders}
     for key, value in changed.items():
         path = _write(tmp_path, f"space: {{{key}: {{choice: [{json.dumps(value)}]}}}}\n")

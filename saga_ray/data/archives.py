@@ -8,7 +8,9 @@ relied on: CVE-2025-4517 passes them on interpreters that are still common.
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import hashlib
 import json
 import logging
@@ -90,7 +92,7 @@ def _unpacked(archives: Sequence[Path]) -> Path:
         key = hashlib.sha256(json.dumps([str(parent), identity]).encode()).hexdigest()[:12]
         parent, name = _cache_folder(), f"{name}-{key}"
     target = parent / name
-    with _locked(parent / f".{name}.lock"):
+    with _locked(parent / f".{name}.lock") as alone:
         if _identity(target) == identity:
             return target
         if target.exists() and _identity(target) is None:
@@ -98,7 +100,7 @@ def _unpacked(archives: Sequence[Path]) -> Path:
                 f"data.root: {archives[0]} would be unpacked into {target}, which is there and was not made by saga-ray; "
                 f"move it away, or name the folder of the images with --data-root DIR"
             )
-        _make(target, sources, identity)
+        _make(target, sources, identity, alone)
     return target
 
 
@@ -115,14 +117,17 @@ def _cache_folder() -> Path:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process unpacks, others wait for it; where a filesystem has no locks, the last rename wins."""
+def _locked(path: Path) -> Iterator[bool]:
+    """One process unpacks, others wait for it; False where a filesystem has no locks: then the last rename wins."""
     import fcntl
 
     with path.open("w") as file:
-        with contextlib.suppress(OSError):
+        alone = True
+        try:
             fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        except OSError:
+            alone = False
+        yield alone
 
 
 def _identity(target: Path) -> list[dict[str, object]] | None:
@@ -132,10 +137,10 @@ def _identity(target: Path) -> list[dict[str, object]] | None:
         return None
 
 
-def _make(target: Path, sources: Sequence[Path], identity: list[dict[str, object]]) -> None:
+def _make(target: Path, sources: Sequence[Path], identity: list[dict[str, object]], alone: bool) -> None:
     prefix = f".{target.name}.unpacking-"
-    for path in target.parent.iterdir():  # left by a process that was killed; the lock says that none runs
-        if path.name.startswith(prefix):
+    for path in target.parent.iterdir():  # left by a process that was killed; without a lock it may be at work
+        if alone and path.name.startswith(prefix):
             shutil.rmtree(path, ignore_errors=True)
     logger.warning("Unpacking %s into %s (once)", ", ".join(source.name for source in sources), target)
     folder = Path(tempfile.mkdtemp(prefix=prefix, dir=target.parent))
@@ -215,7 +220,7 @@ class _Budget:
 
 def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
     """(name, size, content or None for a folder) of a tar file, read as a stream: a damaged one cannot send us backwards."""
-    with tarfile.open(archive, mode="r|*") as tar:
+    with _decompressed(archive) as stream, tarfile.open(fileobj=stream, mode="r|", tarinfo=_StrictHeader) as tar:
         while (member := tar.next()) is not None:
             tar.members.clear()  # otherwise tarfile keeps every one of millions
             if member.isdir():
@@ -224,6 +229,37 @@ def _tar_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:
                 yield member.name, member.size, tar.extractfile(member)
             else:
                 raise RefusedMemberError(f"member '{_shown(member.name)}' is neither a file nor a folder")
+        while stream.read(2**20):  # checksums stand at the end
+            pass
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """A header that is damaged, or not there, is an error; `TarFile.next` would take it for the end."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        """The next header.
+
+        Raises:
+            tarfile.EOFHeaderError: at the mark that ends an archive.
+            tarfile.ReadError: where there is neither that nor a header.
+        """
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error) or "it ends before its end") from None
+
+
+def _decompressed(archive: Path) -> IO[bytes]:
+    """The tar stream in a file; unlike tarfile's own streams, these check what they read."""
+    with archive.open("rb") as file:
+        start = file.read(6)
+    for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
+        if start.startswith(magic):
+            return opener(archive, "rb")  # type: ignore[return-value]
+    return archive.open("rb")
 
 
 def _zip_members(archive: Path) -> Iterator[tuple[str, int, IO[bytes] | None]]:

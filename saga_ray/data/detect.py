@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from saga_ray.data.archives import ENDINGS
 from saga_ray.data.images import EXTENSIONS
 from saga_ray.data.parquet import holds_parquet
 from saga_ray.data.places import Place, is_address
@@ -33,7 +34,6 @@ _ARCHIVES = (
     ("cars", "cars"),
     ("cars", "stanford_cars"),
 )
-_ENDINGS = (".tgz", ".tar", ".tar.gz", ".zip")
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def _names(path: Path) -> list[str]:
 
 
 def _archive(path: Path) -> Detected:
-    if not path.name.lower().endswith(_ENDINGS):
+    if not path.name.lower().endswith(ENDINGS):
         raise ValueError(f"{path}: is a file and no archive of a data set; name the folder of a data set")
     return _of_name(path.name) or Detected("folder", "an archive")
 
@@ -105,7 +105,7 @@ def _archives(path: Path) -> Detected | None:
 
 def _of_name(name: str) -> Detected | None:
     lower = name.lower()
-    found = (dataset for dataset, begins in _ARCHIVES if lower.startswith(begins) and lower.endswith(_ENDINGS))
+    found = (dataset for dataset, begins in _ARCHIVES if lower.startswith(begins) and lower.endswith(ENDINGS))
     return next((Detected(dataset, f"the owner's archive {name}") for dataset in found), None)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from saga_ray.data.images import MAX_PIXELS, FolderSource, decode
+from saga_ray.data.images import DAMAGE, MAX_PIXELS, FolderSource, decode
 from saga_ray.types import Dataset, ImageTable
 
 
@@ -38,7 +38,7 @@ def decode_draft(path: str | Path, size: int, cut_bottom: int = 0) -> np.ndarray
             turned = ImageOps.exif_transpose(image).convert("RGB")
             turned = turned.crop((0, 0, turned.width, turned.height - cut)) if cut else turned
             return np.asarray(turned.resize((size, size), Image.Resampling.BICUBIC))
-    except (OSError, SyntaxError, ValueError):
+    except (*DAMAGE, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return decode(path, size, cut_bottom)
 
 

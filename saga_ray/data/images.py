@@ -29,7 +29,8 @@ PREPROCESSING = "first frame, EXIF turned, RGB on white, bicubic antialiased squ
 """Part of every fingerprint; changes whenever equal files would give other pixels."""
 
 # What Pillow raises for damaged files, beside OSError.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, OverflowError, MemoryError)
+DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, OverflowError, MemoryError)
+"""What Pillow raises for files that are no whole picture."""
 
 
 class BrokenImageError(ValueError):
@@ -79,7 +80,7 @@ def open_rgb(path: str | Path) -> Image.Image:
         raise BrokenImageError(path, f"not {', '.join(FORMATS[:-1])} or {FORMATS[-1]}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise BrokenImageError(path, f"more than {MAX_PIXELS} pixels") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenImageError(path, reason) from None
 

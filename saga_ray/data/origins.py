@@ -119,7 +119,7 @@ ORIGINS: dict[str, Origin] = {
         (
             OriginFile("train_mini.tar.gz", f"{_INAT}/train_mini.tar.gz", None, "db6ed8330e634445efc8fec83ae81442", "42 GB, images of all 10,000 species, 50 each"),
             OriginFile("train_mini.json.tar.gz", f"{_INAT}/train_mini.json.tar.gz", None, "395a35be3651d86dc3b0d365b8ea5f92", "45 MB, annotations", False),
-            OriginFile("train.tar.gz", f"{_INAT}/train.tar.gz", None, "e0526d53c7f7b2e3167b2b43bb2690ed", "224 GB, the full training set (marked partial: other counts)", False),
+            OriginFile("train.tar.gz", f"{_INAT}/train.tar.gz", None, "e0526d53c7f7b2e3167b2b43bb2690ed", "224 GB, the full training set, with counts of its own", False),
             OriginFile("train.json.tar.gz", f"{_INAT}/train.json.tar.gz", None, "38a7bb733f7a09214d44293460ec0021", "221 MB, its annotations", False),
         ),
         "published by the owner",

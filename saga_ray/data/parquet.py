@@ -11,6 +11,7 @@ Whole row groups are read, the last ones are kept; `saga-ray data prepare` write
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections import Counter
@@ -23,6 +24,7 @@ import numpy as np
 
 from saga_ray.config import DataConfig
 from saga_ray.data.fingerprint import dataset_fingerprint
+from saga_ray.data.images import EXTENSIONS
 from saga_ray.data.places import Place, without_password
 from saga_ray.data.row_groups import ParquetSource, forget, image_bytes, opened, read_group
 from saga_ray.data.shards import SPLITS, Listed
@@ -62,8 +64,16 @@ def parquet_files(root: str) -> list[str]:
 
 
 def holds_parquet(root: str | None) -> bool:
-    """True for a folder of Parquet files."""
-    return root is not None and bool(parquet_files(root))
+    """True for a folder of Parquet files; folders with images beside them are what counts, if there are any."""
+    return root is not None and bool(parquet_files(root)) and not _holds_image_folders(root)
+
+
+def _holds_image_folders(root: str) -> bool:
+    if not Place.open(root).is_local:
+        return False
+    folder = Path(root).expanduser()
+    inside = itertools.chain(folder.glob("*/*"), folder.glob("*/*/*"))
+    return any(path.name.lower().endswith(EXTENSIONS) for path in itertools.islice(inside, 10_000))
 
 
 @dataclass(frozen=True)

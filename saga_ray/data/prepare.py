@@ -42,6 +42,10 @@ def prepare(dataset: Dataset, out: str, data: DataConfig, num_shards: int | None
     Raises:
         ValueError: naming what is in the way (other files, no room), or an image that cannot be read.
     """
+    if data.decode != "exact":
+        raise ValueError(
+            f"data.decode: {data.decode} is not for shards, which hold the files as they are; leave the key out"
+        )
     if isinstance(dataset.train.source, ShardSource):
         raise ValueError(
             f"data.root: {dataset.train.source.root} is prepared already; copy the folder where it is needed"

@@ -147,7 +147,11 @@ def numbered_lines(path: Path) -> dict[int, str]:
             raise ValueError(
                 f"data.root: {path}, line {line_number}: '{line}' is not 'number text'; the file is damaged"
             )
-        out[int(number)] = text.strip()
+        if out.setdefault(int(number), text.strip()) != text.strip():
+            raise ValueError(
+                f"data.root: {path}, line {line_number}: number {int(number)} stands twice, as '{out[int(number)]}' and "
+                f"'{text.strip()}'; the file is damaged"
+            )
     return out
 
 

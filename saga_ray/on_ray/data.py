@@ -121,10 +121,16 @@ def _joined(
             while coming is not None:
                 (plans, first, rows), coming = coming.result(), None
                 with contextlib.closing(rows):
-                    for number, (plan, row) in enumerate(zip(plans, itertools.chain([first], rows), strict=False), 1):
+                    number = 0
+                    for plan, row in zip(plans, itertools.chain([first], rows), strict=False):
                         yield plan, row
+                        number += 1
                         if number == max(1, len(plans) - _MAX_PER_TASK):
                             coming = begin_next()
+                    if number != len(plans):
+                        raise RuntimeError(
+                            f"Ray Data gave {number} of {len(plans)} micro-batches from {plans[0].index} on"
+                        )
         finally:
             if coming is not None:
                 with contextlib.suppress(Exception):  # nobody waits for these any more

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from saga_ray import __version__
-from saga_ray.config import RunConfig
+from saga_ray.config import DataConfig, RunConfig
 from saga_ray.configure import label
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.encoder.export import FOLDER, save_encoder
@@ -91,6 +91,10 @@ def evaluate(
     return result, stored
 
 
+_LATER_DATA_KEYS = ("decode", "hard_from", "taxonomy", "mining_images", "crop_area")
+"""Keys that came after results were stored: at their defaults they change nothing, the hash neither."""
+
+
 def config_hash(config: RunConfig) -> str:
     """16 hex digits over every key that can change the scores of one seed, without the seed.
 
@@ -101,6 +105,9 @@ def config_hash(config: RunConfig) -> str:
         mode="json", exclude={"seed", "resources", "checkpoint", "evaluation", "recipe", "method", "scorer"}
     )
     values["data"].pop("root")
+    for key in _LATER_DATA_KEYS:
+        if values["data"][key] == DataConfig.model_fields[key].default:
+            values["data"].pop(key)
     values["mllm"].pop("path")
     values["prompt"].pop("vocabulary")
     if values["prompt"]["vocabulary_digest"] is None:  # as it was before there was the key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import shutil
@@ -297,6 +298,42 @@ def test_damaged_archives(tmp_path, name, damage):
     content = archive.read_bytes()
     archive.write_bytes({"html": b"<html>404</html>", "empty": b"", "cut off": content[: len(content) // 2]}[damage])
     assert "cannot be unpacked" in refusal(folder, archive)
+
+
+def _twelve(archive: Path, mode: str) -> bytes:
+    with tarfile.open(archive, mode, format=tarfile.USTAR_FORMAT) as out:
+        for number in range(12):
+            info, content = member(f"{number:02d}.bin", bytes([number]) * 1024)
+            out.addfile(info, io.BytesIO(content))
+    return archive.read_bytes()
+
+
+MEMBER_BYTES = 512 + 1024
+
+
+@pytest.mark.parametrize("damage", ["inside a header", "between members", "bit of a header"])
+def test_a_tar_that_is_damaged_in_the_middle_is_not_taken_for_a_short_one(tmp_path, damage):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    content = bytearray(_twelve(folder / "a.tar", "w"))
+    if damage == "bit of a header":
+        content[6 * MEMBER_BYTES + 1] ^= 1
+    else:
+        del content[6 * MEMBER_BYTES + (100 if damage == "inside a header" else 0) :]
+    (folder / "a.tar").write_bytes(content)
+    assert "cannot be unpacked" in refusal(folder, folder / "a.tar")
+
+
+def test_the_checksum_of_a_compressed_tar_is_looked_at(tmp_path):
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    plain = bytearray(_twelve(folder / "a.tar", "w"))
+    whole = gzip.compress(bytes(plain))
+    plain[6 * MEMBER_BYTES + 700] ^= 1  # inside a file, where tar itself sees nothing
+    broken = gzip.compress(bytes(plain))[:-8] + whole[-8:]
+    (folder / "a.tar").unlink()
+    (folder / "a.tgz").write_bytes(broken)
+    assert "CRC" in refusal(folder, folder / "a.tgz")
 
 
 def test_file_and_folder_of_one_name(tmp_path):

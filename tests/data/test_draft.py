@@ -81,3 +81,15 @@ def test_a_data_set_in_draft_has_another_fingerprint_and_the_same_rows(tmp_path:
 def test_a_drawn_world_has_no_draft() -> None:
     with pytest.raises(ValueError, match=r"data\.decode: draft reads image files.*DemoSource; set data\.decode=exact"):
         load_dataset(resolve("demo", overrides={"data.decode": "draft"}))
+
+
+def test_a_bomb_is_a_broken_image_in_draft_too(tmp_path: Path) -> None:
+    path = tmp_path / "a.jpg"
+    smooth(640, 480).save(path)
+    content = bytearray(path.read_bytes())
+    start = content.index(b"\xff\xc0") + 5
+    content[start : start + 4] = (60000).to_bytes(2, "big") * 2
+    path.write_bytes(content)
+    for read in (decode, decode_draft):
+        with pytest.raises(BrokenImageError):
+            read(path, 64)

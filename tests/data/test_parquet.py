@@ -16,7 +16,7 @@ from saga_ray.data.images import BrokenImageError, decode
 from saga_ray.data.row_groups import RowGroups
 from saga_ray.types import Dataset
 from tests.data.test_shards import SPLITS, config_of, prepared, same_tables
-from tests.data.trees import picture
+from tests.data.trees import class_folders, picture
 
 NAMES = ["wren", "owl", "robin", "heron"]
 
@@ -137,3 +137,12 @@ def test_row_groups_that_are_kept_are_bounded(tmp_path: Path) -> None:
             assert cache.num_bytes <= 1_100
     tiny = RowGroups(max_bytes=1)
     assert tiny.images(str(tmp_path), "a.parquet", 2, "image") == contents[10:15] and tiny.num_bytes == 500
+
+
+def test_a_stray_parquet_file_is_not_the_data_set(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"crow": 2, "owl": 2, "robin": 2, "wren": 2})
+    before = read(tmp_path)
+    write(tmp_path / "features.parquet", {"x": [1.0, 2.0]})
+    after = read(tmp_path)
+    assert after.fingerprint == before.fingerprint
+    same_tables(after.train, before.train)

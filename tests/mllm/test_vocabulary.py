@@ -185,3 +185,9 @@ def test_a_reduced_vocabulary_keeps_order_and_refuses_to_be_empty() -> None:
     assert tuple(fewer.attributes) == tuple(name for name in GROUPS if name not in ("bill length", "size"))
     with pytest.raises(ValueError, match="none of its attributes would be left"):
         birds.without(set(birds.attributes))
+
+
+def test_keys_that_came_later_leave_the_hash_of_a_configuration_as_it_was() -> None:
+    """Seeds of one row are known by it: results that are stored must stay together with those to come."""
+    assert config_hash(resolve("demo")) == "214ed5ad2510cc22"
+    assert config_hash(resolve("demo", overrides={"data.crop_area": 0.5})) != "214ed5ad2510cc22"

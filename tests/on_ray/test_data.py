@@ -17,7 +17,7 @@ from saga_ray.data.images import BrokenImageError
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.errors import is_ours
-from saga_ray.on_ray.data import Decoding, ray_batches
+from saga_ray.on_ray.data import Decoding, _joined, ray_batches
 from saga_ray.types import ImageSource, ImageTable, MicroBatch, PairPlan
 
 
@@ -178,3 +178,14 @@ def test_tasks_take_all_plans_in_order_few_at_first_and_no_more_than_the_budget(
     assert [len(block) for block in decoding.blocks(plans, batch_bytes, is_first=False)][:-1] == [largest] * (
         -(-100 // largest) - 1
     )
+
+
+def test_micro_batches_that_an_execution_lost_are_missed() -> None:
+    plans = [PairPlan(index, (), ()) for index in range(20)]
+
+    def rows(num: int):
+        yield from range(1, num)
+
+    assert [row for _, row in _joined(iter([(0, 20)]), lambda *_: (plans, 0, rows(20)))] == list(range(20))
+    with pytest.raises(RuntimeError, match="gave 18 of 20 micro-batches from 0 on"):
+        list(_joined(iter([(0, 20)]), lambda *_: (plans, 0, rows(18))))

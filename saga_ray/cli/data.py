@@ -202,8 +202,15 @@ def _known(name: str) -> None:
 def _told_or_detected(root: str, dataset: str | None) -> str:
     from saga_ray.data.detect import detect
 
+    if not root.strip():
+        raise ValueError("ROOT: is empty; name the folder of the images")
     if dataset is not None:
         _known(dataset)
+    if "demo" in (dataset, root):
+        raise ValueError(
+            "demo: draws its pictures itself and lies in no folder; look at it with `saga-ray data show demo`"
+        )
+    if dataset is not None:
         return dataset
     found = detect(root)
     missing = f", but {', '.join(found.missing)} not found" if found.missing else ""

@@ -42,6 +42,10 @@ def test_check_names_the_data_set_and_ends_with_the_verdict(type_: Type, picture
     ("words", "parts"),
     [
         (["check", "nowhere"], ["nowhere", "does not exist"]),
+        (["check", ""], ["ROOT", "is empty"]),
+        (["check", "empty", "--dataset", "demo"], ["demo", "lies in no folder"]),
+        (["prepare", "empty", "--dataset", "demo", "--out", "x"], ["demo", "lies in no folder"]),
+        (["stats", "demo"], ["demo", "lies in no folder"]),
         (["check", "empty"], ["empty", "is empty"]),
         (["check", "memory://nothing-here"], ["memory://nothing-here", "neither prepared shards nor Parquet"]),
         (["check", "what://bucket"], ["what://bucket", "cannot be opened"]),

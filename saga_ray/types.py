@@ -32,6 +32,33 @@ class ImageSource(Protocol):
         ...
 
 
+class FileSource(ImageSource, Protocol):
+    """An `ImageSource` whose images are files, or the bytes of files kept elsewhere."""
+
+    cut_bottom: int
+    """Pixels cut off below, before resizing."""
+
+    def read(self, row: int) -> bytes:
+        """The file's bytes; ValueError, naming it, if it cannot be read."""
+        ...
+
+    def size_of(self, row: int) -> int:
+        """Number of its bytes."""
+        ...
+
+    def sha256_of(self, row: int) -> str:
+        """SHA-256 of its bytes, in hexadecimal digits."""
+        ...
+
+    def name(self, row: int) -> str:
+        """What to call it in a message."""
+        ...
+
+    def file_name(self, row: int) -> str:
+        """The name that it has or had, for its ending."""
+        ...
+
+
 @dataclass(frozen=True)
 class ImageTable:
     """One split of a data set, in a fixed order.

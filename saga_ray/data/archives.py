@@ -258,7 +258,7 @@ def _decompressed(archive: Path) -> IO[bytes]:
         start = file.read(6)
     for magic, opener in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\x00", lzma.open)):
         if start.startswith(magic):
-            return opener(archive, "rb")  # type: ignore[return-value]
+            return opener(archive, "rb")
     return archive.open("rb")
 
 

@@ -14,7 +14,6 @@ from saga_ray.configure import resolve
 from saga_ray.data.duplicates import equal_files, near_duplicates
 from saga_ray.data.images import EXTENSIONS, FolderSource
 from saga_ray.data.scan import SPLITS, Progress, Seen, scan
-from saga_ray.data.sources import file_name, name_of
 from saga_ray.types import Dataset
 
 USABLE, PARTIAL, UNUSABLE = "usable", "partial", "unusable"
@@ -87,7 +86,7 @@ def check(
         report.verdict, report.reason = UNUSABLE, _short(error, name)
         return report
     announce("looking for duplicates")
-    report.broken = [(split, name_of(dataset.split(split).source, row), seen.broken) for split, row, seen in images if seen.broken]  # fmt: skip
+    report.broken = [(split, dataset.split(split).source.name(row), seen.broken) for split, row, seen in images if seen.broken]  # fmt: skip
     _find_duplicates(dataset, images, report)
     report.odd = [*_odd_images(dataset, images), *_unlisted_files(dataset)]
     _judge(report, reason, configs[0].data.max_broken_share)
@@ -154,8 +153,8 @@ def _find_duplicates(dataset: Dataset, images: list[tuple[str, int, Seen]], repo
 def _odd_images(dataset: Dataset, images: list[tuple[str, int, Seen]]) -> Iterator[tuple[str, str]]:
     for split, row, seen in images:
         source = dataset.split(split).source
-        for what in _odd_things(seen, file_name(source, row)):
-            yield name_of(source, row), what
+        for what in _odd_things(seen, source.file_name(row)):
+            yield source.name(row), what
 
 
 def _odd_things(seen: Seen, name: str) -> Iterator[str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,16 +45,9 @@ def decode_draft(path: str | Path, size: int, cut_bottom: int = 0) -> np.ndarray
 class DraftFolderSource(FolderSource):
     """Images that are files, decoded by `decode_draft`."""
 
-    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """Decode `rows` into uint8 (N, size, size, 3).
-
-        Raises:
-            BrokenImageError: for the first file that cannot be decoded.
-        """
-        images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            images_NHWC[place] = decode_draft(self.path(row), size, self.cut_bottom)
-        return images_NHWC
+    def decoded(self, row: int, size: int) -> np.ndarray:
+        """One image as uint8 (size, size, 3)."""
+        return decode_draft(self.path(row), size, self.cut_bottom)
 
 
 def drafted(dataset: Dataset) -> Dataset:

@@ -8,9 +8,11 @@ of a micro-batch has the same number of visual tokens, as in the paper, where a 
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +30,6 @@ MAX_PIXELS = 64_000_000
 PREPROCESSING = "first frame, EXIF turned, RGB on white, bicubic antialiased square; v1"
 """Part of every fingerprint; changes whenever equal files would give other pixels."""
 
-# What Pillow raises for damaged files, beside OSError.
 DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, OverflowError, MemoryError)
 """What Pillow raises for files that are no whole picture."""
 
@@ -98,7 +99,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """Images that are files (an `ImageSource`); row i of the table is `paths[i]`.
+    """Images that are files (a `FileSource`); row i of the table is `paths[i]`.
 
     Example: `FolderSource(("owl/1.jpg", "wren/1.jpg"), root="/data/birds").load([1], 224)` is (1, 224, 224, 3).
     """
@@ -117,12 +118,48 @@ class FolderSource:
         """
         images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
         for place, row in enumerate(rows):
-            images_NHWC[place] = decode(self.path(row), size, self.cut_bottom)
+            images_NHWC[place] = self.decoded(row, size)
         return images_NHWC
+
+    def decoded(self, row: int, size: int) -> np.ndarray:
+        """One image as uint8 (size, size, 3)."""
+        return decode(self.path(row), size, self.cut_bottom)
 
     def path(self, row: int) -> Path:
         """The file behind a row."""
         return Path(self.root, self.paths[row])
+
+    def read(self, row: int) -> bytes:
+        """Its bytes."""
+        with self._readable(row):
+            return self.path(row).read_bytes()
+
+    def size_of(self, row: int) -> int:
+        """Number of its bytes."""
+        with self._readable(row):
+            return self.path(row).stat().st_size
+
+    def sha256_of(self, row: int) -> str:
+        """SHA-256 of its bytes, in hexadecimal digits."""
+        with self._readable(row), self.path(row).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def name(self, row: int) -> str:
+        """Its path, for messages."""
+        return str(self.path(row))
+
+    def file_name(self, row: int) -> str:
+        """The last part of its path."""
+        return self.path(row).name
+
+    @contextmanager
+    def _readable(self, row: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise ValueError(
+                f"data.root: {self.path(row)} cannot be read ({error.strerror}); make it readable, or complete or remove its class"
+            ) from None
 
 
 def augmentation_keys(seed: int, micro_batch: int, rows_N: np.ndarray) -> np.ndarray:

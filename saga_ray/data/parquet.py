@@ -279,5 +279,5 @@ def _table(
     places_N3 = np.array([image.place for image in images], np.int32).reshape(-1, 3)
     source = ParquetSource(root, tuple(files), columns.image, places_N3, lengths_N, ids)
     known = Listed(lengths_N, [image.sha256 for image in images], 0)
-    listed = ImageTable(ids, labels_N, tuple(of_class), known)  # type: ignore[arg-type]
+    listed = ImageTable(ids, labels_N, tuple(of_class), known)
     return listed, ImageTable(ids, labels_N, tuple(of_class), source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ CACHE_BYTES = 256 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class ParquetSource:
-    """Images in row groups of Parquet files (an `ImageSource`); small and picklable."""
+    """Images in row groups of Parquet files (a `FileSource`); small and picklable."""
 
     root: str
     files: tuple[str, ...]
@@ -43,6 +44,18 @@ class ParquetSource:
         """
         file, group, place = self.place_N3[row].tolist()
         return _CACHE.images(self.root, self.files[file], group, self.column)[place]
+
+    def size_of(self, row: int) -> int:
+        """Number of its bytes."""
+        return int(self.length_N[row])
+
+    def sha256_of(self, row: int) -> str:
+        """SHA-256 of its bytes, in hexadecimal digits."""
+        return hashlib.sha256(self.read(row)).hexdigest()
+
+    def file_name(self, row: int) -> str:
+        """The name that the file had."""
+        return self.names[row]
 
     def name(self, row: int) -> str:
         """What to call an image in a message."""

@@ -17,8 +17,7 @@ from PIL import Image
 
 from saga_ray.data.duplicates import FLAT, perceptual_hash
 from saga_ray.data.images import FORMATS, BrokenImageError, open_rgb
-from saga_ray.data.sources import encoded
-from saga_ray.types import Dataset, ImageSource
+from saga_ray.types import Dataset, FileSource
 
 SPLITS = ("train", "validation", "test")
 _CHUNK = 32
@@ -78,7 +77,7 @@ def scan(
 
 
 def _run(
-    sources: dict[str, ImageSource], chunks: list[tuple[str, range]], decode: bool, num_processes: int
+    sources: dict[str, FileSource], chunks: list[tuple[str, range]], decode: bool, num_processes: int
 ) -> Iterator[list[Seen]]:
     if num_processes == 1:
         for split, rows in chunks:
@@ -89,8 +88,9 @@ def _run(
     with ProcessPoolExecutor(num_processes, context, _remember, (sources, decode)) as pool:
         number = 0
         try:
-            for number, found in enumerate(pool.map(_examine_chunk, chunks), 1):  # noqa: B007
+            for found in pool.map(_examine_chunk, chunks):
                 yield found
+                number += 1
         except BrokenProcessPool:
             split, rows = chunks[min(number, len(chunks) - 1)]
             raise ValueError(
@@ -102,7 +102,7 @@ def _run(
 _SHARED: dict[str, Any] = {}
 
 
-def _remember(sources: dict[str, ImageSource], decode: bool) -> None:
+def _remember(sources: dict[str, FileSource], decode: bool) -> None:
     _SHARED.update(sources=sources, decode=decode)
 
 
@@ -111,9 +111,8 @@ def _examine_chunk(chunk: tuple[str, range]) -> list[Seen]:
     return _examine_rows(_SHARED["sources"][split], rows, _SHARED["decode"])
 
 
-def _examine_rows(source: ImageSource, rows: range, decode: bool) -> list[Seen]:
-    cut = getattr(source, "cut_bottom", 0)
-    return [examine(encoded(source, row), cut, decode) for row in rows]
+def _examine_rows(source: FileSource, rows: range, decode: bool) -> list[Seen]:
+    return [examine(source.read(row), source.cut_bottom, decode) for row in rows]
 
 
 def _num_cpus() -> int:

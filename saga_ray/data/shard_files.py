@@ -12,7 +12,6 @@ import numpy as np
 
 from saga_ray.data.places import Place
 from saga_ray.data.shards import SPLITS
-from saga_ray.data.sources import encoded, size_of
 from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ class AllRows:
     def size(self, number: int) -> int:
         """Bytes of an image's file."""
         _, table, row = self.where(number)
-        return size_of(table.source, row)
+        return table.source.size_of(row)
 
 
 class Count:
@@ -118,7 +117,7 @@ def _groups(rows: AllRows, span: range) -> Iterator[list[dict[str, Any]]]:
     num_bytes = 0
     for number in span:
         split, table, row = rows.where(number)
-        content, label = encoded(table.source, row), int(table.labels_N[row])
+        content, label = table.source.read(row), int(table.labels_N[row])
         line = {
             "image_id": table.image_ids[row],
             "image": content,

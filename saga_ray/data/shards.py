@@ -22,7 +22,7 @@ import numpy as np
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import BrokenImageError, decode
 from saga_ray.data.places import Place, without_password
-from saga_ray.types import Dataset, ImageTable
+from saga_ray.types import Dataset, FileSource, ImageTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,7 +38,7 @@ _OPEN_FILES = 256
 
 @dataclass(frozen=True, eq=False)
 class ShardSource:
-    """Images inside shards (an `ImageSource`); row i of the table is `length_N[i]` bytes at `offset_N[i]` of a shard.
+    """Images inside shards (a `FileSource`); row i of the table is `length_N[i]` bytes at `offset_N[i]` of a shard.
 
     Small and picklable: 24 bytes and a name per image. Files are opened where they are read and stay open there.
     """
@@ -70,6 +70,18 @@ class ShardSource:
             raise _damaged(self.root, shard, f"image {self.names[row]} has other bytes than when it was prepared")
         return content
 
+    def size_of(self, row: int) -> int:
+        """Number of its bytes."""
+        return int(self.length_N[row])
+
+    def sha256_of(self, row: int) -> str:
+        """SHA-256 of its bytes, in hexadecimal digits."""
+        return hashlib.sha256(self.read(row)).hexdigest()
+
+    def file_name(self, row: int) -> str:
+        """The name that the file had."""
+        return self.names[row]
+
     def name(self, row: int) -> str:
         """What to call an image in a message."""
         return f"{without_password(self.root).rstrip('/')}/{self.shards[self.shard_N[row]]}: image {self.names[row]}"
@@ -84,8 +96,8 @@ class ShardSource:
         return decode_rows(self, rows, size)
 
 
-def decode_rows(source: Any, rows: Sequence[int], size: int) -> np.ndarray:
-    """Decode rows of a source that has `read`, `name` and `cut_bottom`, as files are decoded."""
+def decode_rows(source: FileSource, rows: Sequence[int], size: int) -> np.ndarray:
+    """Decode rows from their bytes, as files are decoded."""
     images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
     for place, row in enumerate(rows):
         try:
@@ -257,4 +269,4 @@ def _table(index: pa.Table, split: str, manifest: dict[str, Any], root: str) -> 
         truth_NA=None if attributes is None else np.array(attributes, np.int64).reshape(len(image_ids), width),
     )
     known = Listed(source.length_N, rows["sha256"].to_pylist(), source.cut_bottom)
-    return ImageTable(image_ids, table.labels_N, table.class_names, known), table  # type: ignore[arg-type]
+    return ImageTable(image_ids, table.labels_N, table.class_names, known), table

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+class ConfigError(ValueError):
+    """All that is wrong with a configuration, one sentence per line."""
+
+
 class Refused(ValueError):
     """A sentence for the user, marked as one where it was raised: an error loses its traceback between processes."""
 

@@ -19,15 +19,14 @@ from saga_ray.configure import (
     flat,
     from_yaml,
     label,
-    load_yaml,
     model_keys,
     nested,
     parse_assignments,
-    parse_yaml,
     resolve,
     to_yaml,
     with_override,
 )
+from saga_ray.yaml_text import load_yaml, parse_yaml
 
 STABLE_KEYS = (
     "recipe", "seed", "method", "encoder.tower",

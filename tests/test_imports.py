@@ -11,14 +11,15 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "saga_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"types", "config", "configure", "storage", "recipes", "errors"}
+BASE = {"types", "config", "configure", "storage", "recipes", "errors", "yaml_text"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
     "recipes": set(),
     "storage": set(),
     "errors": set(),
-    "configure": {"config", "recipes"},
+    "yaml_text": {"errors"},
+    "configure": {"config", "recipes", "errors", "yaml_text"},
     "data": BASE,
     "encoder": BASE,
     "rl": BASE,

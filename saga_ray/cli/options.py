@@ -90,7 +90,8 @@ def configuration(
     Raises:
         ConfigError: every mistake at once.
     """
-    from saga_ray.configure import ConfigError, load_yaml, parse_assignments, resolve
+    from saga_ray.configure import ConfigError, parse_assignments, resolve
+    from saga_ray.yaml_text import load_yaml
 
     overrides = parse_assignments(assignments)
     problems = []

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from saga_ray.config import DataConfig
-from saga_ray.configure import load_yaml
+from saga_ray.yaml_text import load_yaml
 
 _INAT = re.compile(r"\d{5}_(\w+_\w+_\w+_\w+_\w+_\w+)_[^_]+")
 

@@ -8,7 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saga_ray.configure import load_yaml, parse_yaml
+from saga_ray.yaml_text import load_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -15,8 +15,9 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from saga_ray.config import Config
-from saga_ray.configure import ConfigError, nearest, parse_yaml, read_vocabulary
+from saga_ray.configure import ConfigError, nearest, read_vocabulary
 from saga_ray.mllm.answers import plain
+from saga_ray.yaml_text import parse_yaml
 
 RESERVED = ("differences", "confidence", "reasoning")
 """Keys of every answer beside its descriptions and its verdict."""

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from saga_ray.config import DATASETS, RECIPES, RunConfig
-from saga_ray.configure import METHODS, ConfigError, check_choice, flat, load_yaml, nearest, resolve
+from saga_ray.configure import METHODS, ConfigError, check_choice, flat, nearest, resolve
 from saga_ray.study.space import METRICS, Range, read_space
+from saga_ray.yaml_text import load_yaml
 
 _KEYS = ("dataset", "recipe", "method", "metric", "mode", "trials", "steps", "seed", "space", "base")
 _FIELDS = ("dataset", "recipe", "method")

@@ -53,6 +53,8 @@ class Record(Config):
     """Of training and evaluation."""
     wall_s: float = 0.0
     """Of everything, loading included."""
+    cpu_s: float = 0.0
+    """Seconds of a core that everything took, whatever else the machine did; 0 for a run on a GPU."""
     steps: int = 0
     scorer_tokens: int = 0
     """Tokens that the MLLM wrote."""
@@ -63,6 +65,11 @@ class Record(Config):
     curves: dict[str, tuple[float | None, ...]] = Field({})
     """`step`, and means of metrics.jsonl up to each of these steps."""
     diagnosis: dict[str, Any] | None = None
+
+    @property
+    def cost_s(self) -> float:
+        """What a table shows: a core's own seconds where they are known."""
+        return self.cpu_s or self.seconds
 
     @property
     def is_settled(self) -> bool:

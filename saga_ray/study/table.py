@@ -116,7 +116,7 @@ def _line(row: str, world: str, cells: Sequence[Cell], lookup: Lookup) -> Line:
         draws=draws,
         num_queries=sum(runs[0].num_queries),
         num_classes=len(runs[0].num_queries),
-        seconds=float(np.mean([run.seconds for run in runs])),
+        seconds=float(np.mean([run.cost_s for run in runs])),
         steps=float(np.mean([run.steps for run in runs])),
         scorer_tokens=float(np.mean([run.scorer_tokens for run in runs])),
     )

@@ -39,7 +39,7 @@ def do_task(task: Task, runs_uri: str, keep_run: bool = False) -> Record:
     """
     from saga_ray.train.errors import NonFiniteError
 
-    began = time.perf_counter()
+    began, began_cpu = time.perf_counter(), time.process_time()
     try:
         record = _done(task, runs_uri)
     except NonFiniteError as error:
@@ -49,7 +49,10 @@ def do_task(task: Task, runs_uri: str, keep_run: bool = False) -> Record:
         return without_scores(task, "failed", f"{type(error).__name__}: {error}")
     if not keep_run:
         Storage.open(runs_uri).delete(task.name)
-    return record.model_copy(update={"wall_s": round(time.perf_counter() - began, 3)})
+    seconds = {"wall_s": round(time.perf_counter() - began, 3)}
+    if record.device == "cpu":
+        seconds["cpu_s"] = round(time.process_time() - began_cpu, 3)
+    return record.model_copy(update=seconds)
 
 
 def without_scores(task: Task, status: Any, cause: str) -> Record:

@@ -47,7 +47,7 @@ def test_a_study_is_done_once_and_goes_on(type_: Type, tiny: Path) -> None:  # n
     gone.unlink()
     said = type_(*words, "--keep-runs")
     assert said.code == 0 and gone.is_file() and len(list(Path("runs/tiny").iterdir())) == 1
-    times = ("created", "seconds", "wall_s")
+    times = ("created", "seconds", "wall_s", "cpu_s")
     before, after = (
         {key: value for key, value in json.loads(content).items() if key not in times}
         for content in (contents.pop(gone.name), gone.read_bytes())

@@ -269,6 +269,6 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _png(figure: Any) -> bytes:
-    from saga_ray.leaderboard.plots import to_png
+    from saga_ray.leaderboard.figures import to_png
 
     return to_png(figure)

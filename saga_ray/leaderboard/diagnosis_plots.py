@@ -11,18 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saga_ray.leaderboard.plots import (
-    COLORS,
-    DASHES,
-    INK,
-    MUTED,
-    CurveRun,
-    _draw_curve,
-    _figure,
-    _points,
-    _shortened,
-    _styled,
-)
+from saga_ray.leaderboard.figures import COLORS, DASHES, INK, MUTED, new_figure, shortened, styled
+from saga_ray.leaderboard.plots import CurveRun, curve_points, draw_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,22 +67,22 @@ def _grouped_bars(
     series: Mapping[str, Mapping[str, float]], words: str, marks: Mapping[str, float] | None = None
 ) -> Figure:
     """One group per attribute, one bar per series, the first in grey; `marks` are drawn across each group."""
-    with _styled():
+    with styled():
         groups = list(dict.fromkeys(name for each in series.values() for name in each))
         if not groups:
             return _empty("No attributes with known truth.")
-        figure = _figure(1.6 + 0.35 * len(groups) * max(2, 0.45 * len(series)), 3.9)
+        figure = new_figure(1.6 + 0.35 * len(groups) * max(2, 0.45 * len(series)), 3.9)
         axes = figure.add_subplot()
         width = 0.82 / len(series)
         for number, (label, values) in enumerate(series.items()):
             shown = [(place, 100 * values[name]) for place, name in enumerate(groups) if name in values]
             places = np.array([place for place, _ in shown]) - 0.41 + (number + 0.5) * width
             color = BEFORE_COLOR if number == 0 else COLORS[(number - 1) % len(COLORS)]
-            axes.bar(places, [height for _, height in shown], width, color=color, label=_shortened(label, 40))
+            axes.bar(places, [height for _, height in shown], width, color=color, label=shortened(label, 40))
         for name, share in (marks or {}).items():
             place = groups.index(name)
             axes.plot([place - 0.43, place + 0.43], [100 * share] * 2, color=INK, lw=1.1, ls=":")
-        axes.set_xticks(range(len(groups)), [_shortened(name, 24) for name in groups], rotation=28, ha="right")
+        axes.set_xticks(range(len(groups)), [shortened(name, 24) for name in groups], rotation=28, ha="right")
         axes.set_ylim(0, 103)
         axes.set_ylabel(words)
         axes.grid(visible=False, axis="x")
@@ -113,10 +103,10 @@ def reward_and_verdicts(runs: Sequence[CurveRun]) -> Figure:
 
     def draw(axes: Axes, run: CurveRun) -> None:
         for (key, _), color, dash in zip(lines, COLORS, DASHES, strict=False):
-            _draw_curve(axes, *_points(run, key), color, dash)
+            draw_curve(axes, *curve_points(run, key), color, dash)
         axes.set_ylim(-0.02, 1.02)
 
-    shown = [run for run in runs if any(_points(run, key)[0].size for key, _ in lines)]
+    shown = [run for run in runs if any(curve_points(run, key)[0].size for key, _ in lines)]
     names = [(words, color, dash) for (_, words), color, dash in zip(lines, COLORS, DASHES, strict=False)]
     return _panels(shown, draw, names)
 
@@ -133,8 +123,8 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
 
     def draw_norms(axes: Axes, run: CurveRun) -> None:
         for key in norms:
-            steps, values = _points(run, key)
-            _draw_curve(axes, steps[values > 0], values[values > 0], *looks[key])
+            steps, values = curve_points(run, key)
+            draw_curve(axes, steps[values > 0], values[values > 0], *looks[key])
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
@@ -142,7 +132,7 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
 
     def draw_cosines(axes: Axes, run: CurveRun) -> None:
         for key in cosines:
-            _draw_curve(axes, *_points(run, key), *looks[key])
+            draw_curve(axes, *curve_points(run, key), *looks[key])
         axes.set_ylim(-1.03, 1.03)
 
     return _panels(shown, draw_norms, names, draw_cosines if cosines else None)
@@ -150,22 +140,22 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
 
 def _gradient_keys(run: CurveRun) -> list[str]:
     found = dict.fromkeys(key for line in run.lines for key in line if key.startswith("gradient/"))
-    return [key for key in found if key not in _NOT_AT_TOKENS and _points(run, key)[0].size]
+    return [key for key in found if key not in _NOT_AT_TOKENS and curve_points(run, key)[0].size]
 
 
 def zero_advantage_curves(runs: Sequence[CurveRun]) -> Figure:
     """Share of pairs whose answers all agree, which teach nothing, over steps; one colour per run."""
     key = "grpo/zero_advantage_share"
-    with _styled():
-        shown = [run for run in runs if _points(run, key)[0].size]
+    with styled():
+        shown = [run for run in runs if curve_points(run, key)[0].size]
         if not shown:
             return _empty("No run asked for answers.")
-        figure = _figure(6.4, 3.2)
+        figure = new_figure(6.4, 3.2)
         axes = figure.add_subplot()
         for number, run in enumerate(shown):
             color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-            _draw_curve(axes, *_points(run, key), color, dash)
-            axes.plot([], [], dash, color=color, label=_shortened(run.label, 40))
+            draw_curve(axes, *curve_points(run, key), color, dash)
+            axes.plot([], [], dash, color=color, label=shortened(run.label, 40))
         axes.set_ylim(-0.02, 1.02)
         axes.set_xlabel("step")
         axes.set_ylabel("share of pairs whose answers agree")
@@ -175,11 +165,11 @@ def zero_advantage_curves(runs: Sequence[CurveRun]) -> Figure:
 
 def drift_bars(records: Labelled) -> Figure:
     """Per row, how far the tokens moved in training: left, relative to their length, one bar per level; right, the angle."""
-    with _styled():
+    with styled():
         rows = _by_label(records)
         if not rows:
             return _empty("No runs.")
-        figure = _figure(9.6, 1.1 + 0.5 * len(rows))
+        figure = new_figure(9.6, 1.1 + 0.5 * len(rows))
         panels = (("relative", "|after - before| / |before|", 1.0), ("degrees", "angle between before and after", 90.0))
         means = {label: _drift_means(members) for label, members in rows.items()}
         for column, (key, words, least) in enumerate(panels):
@@ -190,7 +180,7 @@ def drift_bars(records: Labelled) -> Figure:
                 places = np.arange(len(rows))[::-1] + 0.4 - (level + 0.5) * height
                 values = [each[key][level] for each in means.values()]
                 axes.barh(places, values, height, color=COLORS[level % len(COLORS)], label=f"level {level}")
-            labels = [_shortened(label, 36) for label in rows] if column == 0 else [""] * len(rows)
+            labels = [shortened(label, 36) for label in rows] if column == 0 else [""] * len(rows)
             axes.set_yticks(np.arange(len(rows))[::-1], labels, color=INK)
             axes.set_xlim(0, max(axes.get_xlim()[1], 0.25 * least))
             axes.set_xlabel(words + (", degrees" if key == "degrees" else ""))
@@ -210,12 +200,12 @@ def looks_figure(records: Labelled) -> Figure:
 
     Each map is scaled to its own largest cell; under it stands the share that falls on the bird.
     """
-    with _styled():
+    with styled():
         rows = {label: members[0] for label, members in _by_label(records).items() if "mllm_map" in _looks(members[0])}
         if not rows:
             return _empty("No maps.")
         columns = [(who, when) for who in ("mllm", "pooler") for when in ("before", "after")]
-        figure = _figure(1.55 * (len(columns) + 1) + 1.2, 0.5 + 1.85 * len(rows))
+        figure = new_figure(1.55 * (len(columns) + 1) + 1.2, 0.5 + 1.85 * len(rows))
         for row, (label, record) in enumerate(rows.items()):
             looks = {when: record[when]["looks"] for when in ("before", "after")}
             shown = [("the bird", looks["after"].get("bird_map"), looks["after"].get("bird_area"))]
@@ -228,7 +218,7 @@ def looks_figure(records: Labelled) -> Figure:
                 axes.set_title(title if row == 0 else "", fontsize=9)
                 axes.set_xlabel("" if share is None else f"{100 * share:.1f} %", fontsize=8)
                 if column == 0:
-                    axes.set_ylabel(_shortened(label, 24), fontsize=8)
+                    axes.set_ylabel(shortened(label, 24), fontsize=8)
         return figure
 
 
@@ -254,29 +244,29 @@ def _panels(
     """One column per run, at most four side by side, with one legend of (words, colour, dash) over all."""
     from matplotlib.lines import Line2D
 
-    with _styled():
+    with styled():
         if not runs:
             return _empty("No run logged these numbers.")
         draws = [draw] if draw_below is None else [draw, draw_below]
         num_columns = min(4, len(runs))
         num_rows = -(-len(runs) // num_columns) * len(draws)
-        figure = _figure(max(5.2, 3.2 * num_columns), 0.5 + 2.4 * num_rows)
+        figure = new_figure(max(5.2, 3.2 * num_columns), 0.5 + 2.4 * num_rows)
         for place, run in enumerate(runs):
             for below, each in enumerate(draws):
                 row = place // num_columns * len(draws) + below
                 axes = figure.add_subplot(num_rows, num_columns, row * num_columns + place % num_columns + 1)
                 each(axes, run)
                 if below == 0:
-                    axes.set_title(_shortened(run.label, 34))
+                    axes.set_title(shortened(run.label, 34))
                 if below == len(draws) - 1:
                     axes.set_xlabel("step")
         handles = [Line2D([], [], color=color, ls=dash, lw=2) for _, color, dash in names]
-        words = [_shortened(each, 48) for each, _, _ in names]
+        words = [shortened(each, 48) for each, _, _ in names]
         figure.legend(handles, words, loc="outside upper left", ncols=4, frameon=False, fontsize=9)
         return figure
 
 
 def _empty(words: str) -> Figure:
-    figure = _figure(5, 1)
+    figure = new_figure(5, 1)
     figure.text(0.5, 0.5, words, ha="center", color=MUTED)
     return figure

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saga_ray.leaderboard.board import BoardRow, tables
+from saga_ray.leaderboard.figures import save_figure
 from saga_ray.leaderboard.html import as_storage, render_template, visible
-from saga_ray.leaderboard.plots import CurveRun, attention_overlay, recall_bars, save_figure, training_curves
+from saga_ray.leaderboard.plots import CurveRun, attention_overlay, recall_bars, training_curves
 from saga_ray.leaderboard.render import EMPTY, html_boards
 
 if TYPE_CHECKING:

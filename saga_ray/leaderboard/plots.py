@@ -1,56 +1,22 @@
-"""Plots as PNG and SVG whose bytes depend on their data alone: training curves, bars of recall, where the MLLM looked."""
+"""Training curves, bars of recall, where the MLLM looked."""
 
 from __future__ import annotations
 
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saga_ray.leaderboard.html import as_storage, visible
+from saga_ray.leaderboard.figures import COLORS, DASHES, INK, MUTED, new_figure, shortened, styled
+from saga_ray.leaderboard.html import visible
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from saga_ray.leaderboard.board import BoardRow
-    from saga_ray.storage import Storage
-
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, which people with any colour vision tell apart."""
-DASHES = ("-", "--", "-.", ":")
-INK, MUTED, GRID_LINE = "#1b2126", "#5c6670", "#e2e2dc"
-
-_STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: equal on every machine
-    "font.size": 10,
-    "text.parse_math": False,  # labels are data, "$" is a dollar
-    "text.color": INK,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": GRID_LINE,
-    "axes.titlesize": 10.5,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.formatter.useoffset": False,
-    "grid.color": GRID_LINE,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "figure.facecolor": "white",
-    "svg.hashsalt": "saga-ray",
-    "svg.fonttype": "path",
-}
 
 
 @dataclass(frozen=True)
@@ -108,11 +74,13 @@ def training_curves(runs: Sequence[CurveRun]) -> Figure:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import LogLocator, NullFormatter
 
-    with _styled():
-        panels = [panel for panel in PANELS if any(_points(run, key)[0].size for run in runs for key in panel.keys)]
+    with styled():
+        panels = [
+            panel for panel in PANELS if any(curve_points(run, key)[0].size for run in runs for key in panel.keys)
+        ]
         num_columns = max(1, min(4, len(panels)))
         num_rows = max(1, -(-len(panels) // num_columns))
-        figure = _figure(3.3 * num_columns, 2.45 * num_rows + 0.45)
+        figure = new_figure(3.3 * num_columns, 2.45 * num_rows + 0.45)
         if not panels:
             figure.text(0.5, 0.5, "No steps were trained.", ha="center", color=MUTED)
             return figure
@@ -121,7 +89,7 @@ def training_curves(runs: Sequence[CurveRun]) -> Figure:
             axes.set_title(panel.title)
             for number, run in enumerate(runs):
                 for part, key in enumerate(panel.keys):
-                    _draw_curve(axes, *_points(run, key), COLORS[number % len(COLORS)], DASHES[part])
+                    draw_curve(axes, *curve_points(run, key), COLORS[number % len(COLORS)], DASHES[part])
             if panel.limits:
                 margin = 0.03 * (panel.limits[1] - panel.limits[0])
                 axes.set_ylim(panel.limits[0] - margin, panel.limits[1] + margin)
@@ -137,12 +105,13 @@ def training_curves(runs: Sequence[CurveRun]) -> Figure:
             if place >= len(panels) - num_columns:
                 axes.set_xlabel("step")
         handles = [Line2D([], [], color=COLORS[number % len(COLORS)], lw=2) for number in range(len(runs))]
-        labels = [_shortened(run.label, 48) for run in runs]
+        labels = [shortened(run.label, 48) for run in runs]
         figure.legend(handles, labels, loc="outside upper left", ncols=min(4, len(runs)), frameon=False)
         return figure
 
 
-def _points(run: CurveRun, key: str) -> tuple[np.ndarray, np.ndarray]:
+def curve_points(run: CurveRun, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and finite values of a metric."""
     found = [
         (line["step"], line[key]) for line in run.lines if isinstance(line.get(key), (int, float)) and "step" in line
     ]
@@ -151,7 +120,8 @@ def _points(run: CurveRun, key: str) -> tuple[np.ndarray, np.ndarray]:
     return points[:, 0], points[:, 1]
 
 
-def _draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, dash: str) -> None:
+def draw_curve(axes: Axes, steps: np.ndarray, values: np.ndarray, color: str, dash: str) -> None:
+    """A line, its running mean where there are many points."""
     if not steps.size:
         return
     window = max(1, len(values) // 25)
@@ -174,8 +144,8 @@ def recall_bars(rows: Sequence[BoardRow], score: str = "recall@1") -> Figure:
     """One bar per row with its 95 % interval, best on top; baselines in grey."""
     from saga_ray.leaderboard.board import BASELINES
 
-    with _styled():
-        figure = _figure(7.5, 0.9 + 0.42 * max(len(rows), 1))
+    with styled():
+        figure = new_figure(7.5, 0.9 + 0.42 * max(len(rows), 1))
         axes = figure.add_subplot()
         places = np.arange(len(rows))[::-1]
         means = np.array([100 * row.scores[score] for row in rows])
@@ -189,7 +159,7 @@ def recall_bars(rows: Sequence[BoardRow], score: str = "recall@1") -> Figure:
             axes.annotate(
                 f"{mean:.1f}", (ends[-1], place), (6, 0), textcoords="offset points", va="center", fontsize=9.5
             )
-        axes.set_yticks(places, [_shortened(row.label, 44) for row in rows], color=INK)
+        axes.set_yticks(places, [shortened(row.label, 44) for row in rows], color=INK)
         axes.set_xlim(0, min(112.0, 1.14 * max(ends, default=100.0)))
         axes.set_xlabel(f"{score.replace('recall@', 'Recall@')} in percent, 95 % interval over classes and seeds")
         axes.grid(visible=False, axis="y")
@@ -237,66 +207,15 @@ def attention_figure(
     """A pair, where the MLLM looked in each picture, and what it said."""
     import textwrap
 
-    with _styled():
+    with styled():
         text = "\n".join(textwrap.wrap(visible(answer).replace(",", ", "), 125)[:8])
-        figure = _figure(10.4, 2.85 + 0.16 * (text.count("\n") + 1))
+        figure = new_figure(10.4, 2.85 + 0.16 * (text.count("\n") + 1))
         for place, (image_HWC, map_T, title) in enumerate(zip(images, maps, titles, strict=True)):
             overlay = attention_overlay(image_HWC, np.asarray(map_T), grid_hw)
             for column, (pixels, heading) in enumerate(((image_HWC, title), (overlay, "where it looked"))):
                 axes = figure.add_subplot(1, 4, 2 * place + column + 1)
                 axes.imshow(pixels)
-                axes.set_title(_shortened(heading, 30))
+                axes.set_title(shortened(heading, 30))
                 axes.set_axis_off()
         figure.supxlabel(text, fontsize=8, x=0.01, ha="left", color=INK)
         return figure
-
-
-def save_figure(figure: Figure, folder: Storage | Path | str, name: str) -> None:
-    """Write `name`.png and `name`.svg."""
-    storage = as_storage(folder)
-    storage.write(f"{name}.png", to_png(figure))
-    storage.write(f"{name}.svg", to_svg(figure))
-
-
-def to_png(figure: Figure) -> bytes:
-    """Pixels, at 160 per inch."""
-    return _saved(lambda sink: figure.savefig(sink, format="png", dpi=160, metadata={"Software": None}))
-
-
-def to_svg(figure: Figure) -> bytes:
-    """Lines, letters as outlines."""
-    return _saved(lambda sink: figure.savefig(sink, format="svg", metadata={"Date": None, "Creator": None}))
-
-
-def _saved(save: Callable[[io.BytesIO], None]) -> bytes:
-    sink = io.BytesIO()
-    with _styled():
-        save(sink)
-    return sink.getvalue()
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    import warnings
-
-    import matplotlib
-
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        matplotlib.rcdefaults()  # nobody's matplotlibrc
-        matplotlib.rcParams.update(_STYLE)
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        yield
-
-
-def _shortened(text: str, length: int) -> str:
-    text = visible(text)
-    return text if len(text) <= length else text[: length - 3] + "..."

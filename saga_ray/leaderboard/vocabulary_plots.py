@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saga_ray.leaderboard.plots import COLORS, INK, MUTED, _figure, _shortened, _styled
+from saga_ray.leaderboard.figures import COLORS, INK, MUTED, new_figure, shortened, styled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -27,9 +27,9 @@ def information_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: with `name`, `finding`, `bits`, `low`, `high` and `tokens`.
     """
-    with _styled():
+    with styled():
         ordered = sorted(rows, key=lambda row: -row["bits"])
-        figure = _figure(8.0, 1.2 + 0.27 * len(ordered))
+        figure = new_figure(8.0, 1.2 + 0.27 * len(ordered))
         axes = figure.add_subplot()
         places = np.arange(len(ordered))[::-1]
         for place, row in zip(places, ordered, strict=True):
@@ -38,7 +38,7 @@ def information_bars(rows: Sequence[Mapping[str, Any]]) -> Figure:
             end = max(row["high"], row["bits"], 0.0)
             words = f"{row['tokens']:.1f} tokens"
             axes.annotate(words, (end, place), (6, 0), textcoords="offset points", va="center", fontsize=8, color=MUTED)
-        axes.set_yticks(places, [_shortened(row["name"], 34) for row in ordered], color=INK)
+        axes.set_yticks(places, [shortened(row["name"], 34) for row in ordered], color=INK)
         axes.set_xlim(0, 1.18 * max([0.01, *(max(row["high"], row["bits"]) for row in ordered)]))
         axes.set_xlabel("bits that a written difference tells about the truth, 95 % interval over pairs")
         axes.grid(visible=False, axis="y")
@@ -54,8 +54,8 @@ def truth_lines(rows: Sequence[Mapping[str, Any]]) -> Figure:
     Args:
         rows: with `name`, `before`, `after`, `low` and `high`, the latter two of the difference; in this order from the top.
     """
-    with _styled():
-        figure = _figure(8.0, 1.2 + 0.3 * len(rows))
+    with styled():
+        figure = new_figure(8.0, 1.2 + 0.3 * len(rows))
         axes = figure.add_subplot()
         places = np.arange(len(rows))[::-1]
         before, after = (100 * np.array([row[key] for row in rows]) for key in ("before", "after"))
@@ -66,7 +66,7 @@ def truth_lines(rows: Sequence[Mapping[str, Any]]) -> Figure:
         axes.plot(before, places, "o", ms=6, color="#b9bec2", label="before training", zorder=3)
         axes.plot(after, places, "o", ms=6, color=COLORS[0], label="after training", zorder=3)
         axes.plot([], [], color=COLORS[0], lw=6, alpha=0.22, label="95 % interval of the difference, over classes")
-        axes.set_yticks(places, [_shortened(row["name"], 34) for row in rows], color=INK)
+        axes.set_yticks(places, [shortened(row["name"], 34) for row in rows], color=INK)
         axes.set_xlim(-2, 102)
         axes.set_xlabel("descriptions with the true value, in percent")
         axes.grid(visible=False, axis="y")

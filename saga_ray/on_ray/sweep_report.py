@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from saga_ray.configure import nested
-from saga_ray.leaderboard.plots import save_figure
+from saga_ray.leaderboard.figures import save_figure
 from saga_ray.on_ray.sweep import Range, SweepFile
 from saga_ray.on_ray.trials import Trial
 from saga_ray.storage import Storage

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from saga_ray.leaderboard.plots import to_png
+from saga_ray.leaderboard.figures import to_png
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
 from saga_ray.study.plots import Picture, block_picture, score_title, trial_pictures, tuned_places, why_pictures

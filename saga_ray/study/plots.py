@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saga_ray.leaderboard.plots import COLORS, DASHES, INK, CurveRun, _figure, _styled
+from saga_ray.leaderboard.figures import COLORS, DASHES, INK, new_figure, styled
+from saga_ray.leaderboard.plots import CurveRun
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
 from saga_ray.study.record import Record, Records
@@ -131,8 +132,8 @@ def block_dots(study: Study, table: Table) -> Figure:
     several = len({line.world for line in table.lines}) > 1
     names = [f"{line.row}, {line.world}" if several else line.row for line in lines]
     colors = [_OF_KIND[study.rows[line.row].kind] for line in lines]
-    with _styled():
-        figure = _figure(10.5, 1.0 + 0.3 * max(1, len(lines)))
+    with styled():
+        figure = new_figure(10.5, 1.0 + 0.3 * max(1, len(lines)))
         places = np.arange(len(lines))[::-1]
         for column, score in enumerate(SCORES):
             axes = figure.add_subplot(1, 2, column + 1)
@@ -158,8 +159,8 @@ def trial_curves(curves: Mapping[str, Sequence[tuple[int, float]]], metric: str)
     """Validation scores of trials against their steps: a dot per trial, a line through the best at each number of steps."""
     from matplotlib.ticker import MaxNLocator
 
-    with _styled():
-        figure = _figure(10.5, 4.6)
+    with styled():
+        figure = new_figure(10.5, 4.6)
         axes = figure.add_subplot()
         for number, (row, points) in enumerate(curves.items()):
             color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]

@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from saga_ray.leaderboard.board import leaderboard
+from saga_ray.leaderboard.figures import save_figure, to_png, to_svg
 from saga_ray.leaderboard.plots import (
     CurveRun,
     attention_figure,
@@ -12,9 +13,6 @@ from saga_ray.leaderboard.plots import (
     read_metrics,
     recall_bars,
     running_mean,
-    save_figure,
-    to_png,
-    to_svg,
     training_curves,
 )
 from tests.leaderboard.rows import HOSTILE, make_result, study

@@ -15,7 +15,8 @@ from saga_ray.data.demo.world import DemoSource, demo_dataset
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.leaderboard import diagnosis_plots as plots
 from saga_ray.leaderboard.consensus_page import wavering, write_consensus_page
-from saga_ray.leaderboard.plots import CurveRun, to_png
+from saga_ray.leaderboard.figures import to_png
+from saga_ray.leaderboard.plots import CurveRun
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.train.diagnosis import bird_cells, diagnose, drift, probes, where

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from saga_ray.leaderboard.plots import to_png
+from saga_ray.leaderboard.figures import to_png
 from saga_ray.leaderboard.vocabulary_plots import information_bars
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.mllm.text import TokenTexts

@@ -12,7 +12,7 @@ import pytest
 
 from saga_ray.configure import resolve
 from saga_ray.encoder.encoder import build_encoder
-from saga_ray.leaderboard.plots import to_png
+from saga_ray.leaderboard.figures import to_png
 from saga_ray.leaderboard.vocabulary_plots import truth_lines
 from saga_ray.mllm.prompt import Prompt, prompt_from_vocabulary
 from saga_ray.mllm.vocabulary import load_vocabulary

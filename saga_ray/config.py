@@ -250,6 +250,8 @@ class MLLMConfig(Config):
     """Commit of a hub id, 40 hex digits; required for one, since a branch or tag may move."""
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """`auto`: bfloat16 on a GPU, float32 elsewhere. float64 is for tests of exactness."""
+    device_map: Literal["one", "auto"] = "one"
+    """`one`: the model on one device. `auto`: its layers spread over all GPUs of the process (needs the package accelerate)."""
 
 
 class PromptConfig(Config):

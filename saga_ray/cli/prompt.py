@@ -40,9 +40,11 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
         return
     prompt = prompt_in(config, folder)
     if prompt.texts is None:
-        from transformers import AutoTokenizer
+        from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer
 
-        texts = prompt_texts(prompt, AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+        check_folder(folder)
+        tokenizer = load_tokenizer(folder)
+        texts = prompt_texts(prompt, tokenizer, load_family(folder).marks(tokenizer))
     else:
         texts = prompt.texts
     before, between, after = texts

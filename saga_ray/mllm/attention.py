@@ -7,6 +7,7 @@ without a memory it is the library's scaled-dot-product attention, unchanged.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -23,8 +24,20 @@ NAME = "saga_ray"
 class Memory(Protocol):
     """Keys and values of what a row may attend to."""
 
-    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
-        """Attention output (S, H, R, d) of new rows over the memory and themselves."""
+    def attend(
+        self,
+        layer: int,
+        query_SHRd: Tensor,
+        key_SKRd: Tensor,
+        value_SKRd: Tensor,
+        scaling: float,
+        window: int | None = None,
+    ) -> Tensor:
+        """Attention output (S, H, R, d) of new rows over the memory and themselves.
+
+        Args:
+            window: A row sees this many rows, itself included; None sees all. The layer's own.
+        """
         ...
 
 
@@ -34,7 +47,8 @@ def install(model: nn.Module) -> None:
     def attention(module, query, key, value, attention_mask, *, memory: Memory | None = None, scaling=None, **kwargs):  # type: ignore[no-untyped-def]
         if memory is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        return memory.attend(module.layer_idx, query, key, value, scaling).transpose(1, 2), None
+        window = kwargs.get("sliding_window")
+        return memory.attend(module.layer_idx, query, key, value, scaling, window).transpose(1, 2), None
 
     AttentionInterface.register(NAME, attention)
     # Without this the library passes no mask at all to a function that it does not know.
@@ -42,9 +56,23 @@ def install(model: nn.Module) -> None:
     model.set_attn_implementation({"text_config": NAME, "vision_config": "sdpa"})
 
 
-def causal_mask(num_before: int, num_new: int, device: torch.device) -> Tensor:
-    """bool (new, before + new): a new row sees all that stands before, itself and new rows up to it."""
-    return torch.ones(num_new, num_before + num_new, dtype=torch.bool, device=device).tril(num_before)
+def causal_mask(
+    num_before: int,
+    num_new: int,
+    device: torch.device,
+    window: int | None = None,
+    blocks: Sequence[tuple[int, int]] = (),
+) -> Tensor:
+    """bool (new, before + new): a new row sees all that stands before, itself and new rows up to it.
+
+    Args:
+        window: It sees no further back than this many rows, itself included.
+        blocks: (start, stop) of new rows that see each other in both directions.
+    """
+    mask = torch.ones(num_new, num_before + num_new, dtype=torch.bool, device=device).tril(num_before)
+    for start, stop in blocks:
+        mask[start:stop, num_before + start : num_before + stop] = True
+    return mask if window is None else mask.triu(num_before - window + 1)
 
 
 def grouped_attention(
@@ -67,13 +95,23 @@ def grouped_attention(
 class PrefixMemory:
     """Run the rows of a prefix behind constant keys and values, and keep the keys and values they make.
 
-    `before` holds (key, value) of (1, K, C, d) per layer, C may be 0; `made` is filled with (S, K, R, d), with graph.
+    `before` holds (key, value) of (1, K, C, d) per layer, C may be 0; `made` is filled with (S, K, R, d), with graph;
+    `blocks` are (start, stop) of new rows that see each other in both directions.
     """
 
     before: list[tuple[Tensor, Tensor]]
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    blocks: Sequence[tuple[int, int]] = ()
 
-    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query_SHRd: Tensor,
+        key_SKRd: Tensor,
+        value_SKRd: Tensor,
+        scaling: float,
+        window: int | None = None,
+    ) -> Tensor:
         assert layer == len(self.made), "layers run in order"
         self.made.append((key_SKRd, value_SKRd))
         num_rows = query_SHRd.shape[2]
@@ -83,7 +121,7 @@ class PrefixMemory:
             num_before = key_before.shape[2]
             key_SKRd = torch.cat((key_before, key_SKRd), dim=2)
             value_SKRd = torch.cat((value_before, value_SKRd), dim=2)
-        mask = causal_mask(num_before, num_rows, query_SHRd.device)
+        mask = causal_mask(num_before, num_rows, query_SHRd.device, window, self.blocks)
         return grouped_attention(query_SHRd, key_SKRd, value_SKRd, mask, scaling)
 
 
@@ -108,12 +146,21 @@ class DecodeMemory:
                 buffers.append(buffer)
             self._buffers.append(buffers)
 
-    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query_SHRd: Tensor,
+        key_SKRd: Tensor,
+        value_SKRd: Tensor,
+        scaling: float,
+        window: int | None = None,
+    ) -> Tensor:
         end = self.length + 1
+        start = 0 if window is None else max(0, end - window)
         key, value = self._buffers[layer]
         key[:, :, self.length : end] = key_SKRd
         value[:, :, self.length : end] = value_SKRd
-        return grouped_attention(query_SHRd, key[:, :, :end], value[:, :, :end], None, scaling)
+        return grouped_attention(query_SHRd, key[:, :, start:end], value[:, :, start:end], None, scaling)
 
     def advance(self) -> None:
         """One token was written in every layer."""
@@ -121,7 +168,7 @@ class DecodeMemory:
 
     def keep(self, rows: Tensor) -> None:
         """Drop every answer but `rows`."""
-        self._buffers = [[buffer[rows] for buffer in buffers] for buffers in self._buffers]
+        self._buffers = [[buffer[rows.to(buffer.device)] for buffer in buffers] for buffers in self._buffers]
 
 
 @dataclass
@@ -134,7 +181,15 @@ class ResponseMemory:
     prefix: list[tuple[Tensor, Tensor]]
     capture: Capture | None = None
 
-    def attend(self, layer: int, query_SHRd: Tensor, key_SKRd: Tensor, value_SKRd: Tensor, scaling: float) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query_SHRd: Tensor,
+        key_SKRd: Tensor,
+        value_SKRd: Tensor,
+        scaling: float,
+        window: int | None = None,
+    ) -> Tensor:
         key_PKCd, value_PKCd = self.prefix[layer]
         S, _, R, _ = query_SHRd.shape
         num_answers = S // len(key_PKCd)
@@ -148,8 +203,8 @@ class ResponseMemory:
         num_before = key_PKCd.shape[2]
         if self.capture is not None and layer == self.capture.layer:
             with torch.no_grad():
-                self.capture.take(query_SHRd, key_SKCd, num_before, scaling)
-        mask = causal_mask(num_before, R, query_SHRd.device)
+                self.capture.take(query_SHRd, key_SKCd, num_before, scaling, window)
+        mask = causal_mask(num_before, R, query_SHRd.device, window)
         return grouped_attention(query_SHRd, key_SKCd, value_SKCd, mask, scaling)
 
 
@@ -170,7 +225,9 @@ class Capture:
     columns: tuple[tuple[int, int], tuple[int, int]]
     sums_S2T: list[list[Tensor | None]] = field(default_factory=list)
 
-    def take(self, query_SHRd: Tensor, key_SKCd: Tensor, num_before: int, scaling: float) -> None:
+    def take(
+        self, query_SHRd: Tensor, key_SKCd: Tensor, num_before: int, scaling: float, window: int | None = None
+    ) -> None:
         """Read the rows' attention from queries and keys; float32 at least."""
         wide = torch.promote_types(query_SHRd.dtype, torch.float32)
         num_heads, num_key_heads, num_keys = query_SHRd.shape[1], key_SKCd.shape[1], key_SKCd.shape[2]
@@ -183,7 +240,10 @@ class Capture:
             query_KSd = query_SHRd[answer][:, index_n].to(wide).reshape(num_key_heads, -1, query_SHRd.shape[3])
             scores_KSC = query_KSd @ key_SKCd[answer].to(wide).transpose(1, 2) * scaling
             scores_HnC = scores_KSC.view(num_heads, len(rows), num_keys)
-            unseen_nC = torch.arange(num_keys, device=index_n.device) > (num_before + index_n)[:, None]
+            columns_C, own_n1 = torch.arange(num_keys, device=index_n.device), (num_before + index_n)[:, None]
+            unseen_nC = columns_C > own_n1
+            if window is not None:
+                unseen_nC |= columns_C <= own_n1 - window
             weights_nC = scores_HnC.masked_fill(unseen_nC, -torch.inf).softmax(dim=-1).mean(dim=0)
             split = len(rows_of_images[0])
             sums: list[Tensor | None] = []

@@ -5,6 +5,8 @@ Layout of a prompt, equal for all pairs of a run, so that nothing is ever padded
     [text before image 1][T tokens of image 1][between][T tokens of image 2][text after]
      computed once        `----- the pair's prefix, without its last token -----'[last]
 
+What a family puts around an image (start and end tokens, LLaVA-OneVision's newline) belongs to the texts.
+
 Every answer is fed [last prompt token, r_1 .. r_{R-1}] and predicts r_1 .. r_R, in sampling and scoring alike.
 """
 
@@ -12,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,18 +23,19 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from saga_ray.mllm.attention import Memory, PrefixMemory
+from saga_ray.mllm.families import Family, family_named
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Ids and M-RoPE positions of a prompt around two images of T tokens each."""
+    """Ids and positions of a prompt around two images of T tokens each."""
 
     before_ids: tuple[int, ...]
     between_ids: tuple[int, ...]
     after_ids: tuple[int, ...]
     grid_hw: tuple[int, int]
     positions_3C: Tensor
-    """int64, of the whole prompt."""
+    """int64, of the whole prompt; three equal rows where a family has one position per token."""
 
     @property
     def num_visual(self) -> int:
@@ -66,13 +69,19 @@ class FrozenMLLM:
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    processor: ProcessorMixin
+    processor: ProcessorMixin | None
+    """None where the library cannot load it; the scorer needs the tokenizer alone."""
     folder: Path
+
+    @cached_property
+    def family(self) -> Family:
+        """What is particular to this model's family."""
+        return family_named(self.model.config.model_type)
 
     @property
     def decoder(self) -> nn.Module:
         """Layers, final norm and rotary embedding of the language model."""
-        return self.model.model.language_model
+        return self.family.decoder(self.model)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -85,16 +94,22 @@ class FrozenMLLM:
     @property
     def num_levels(self) -> int:
         """L: input embeddings and DeepStack features."""
-        return 1 + len(self.model.config.vision_config.deepstack_visual_indexes)
+        return self.family.num_levels(self.model.config)
 
     @property
     def width(self) -> int:
         """D."""
-        return self.model.config.text_config.hidden_size
+        return self.model.config.get_text_config().hidden_size
 
     @property
     def num_layers(self) -> int:
-        return self.model.config.text_config.num_hidden_layers
+        return self.model.config.get_text_config().num_hidden_layers
+
+    def full_layer(self, layer: int) -> int:
+        """The layer nearest to `layer`, the earlier of two, that sees the whole prompt and not a window of it."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"] * self.num_layers
+        full = [number for number, kind in enumerate(kinds[: self.num_layers]) if kind == "full_attention"]
+        return min(full or [layer], key=lambda number: abs(number - layer))
 
     @cached_property
     def end_ids(self) -> tuple[int, ...]:
@@ -108,8 +123,8 @@ class FrozenMLLM:
     def bias_V(self) -> Tensor:
         """-inf for ids that no answer may hold (image and video placeholders, rows without a token), else 0."""
         config = self.model.config
-        bias_V = torch.zeros(config.text_config.vocab_size, dtype=self.logit_dtype, device=self.device)
-        bias_V[[config.image_token_id, config.video_token_id]] = -torch.inf
+        bias_V = torch.zeros(config.get_text_config().vocab_size, dtype=self.logit_dtype, device=self.device)
+        bias_V[self.family.banned_ids(config)] = -torch.inf
         bias_V[len(self.tokenizer) :] = -torch.inf
         return bias_V
 
@@ -120,37 +135,44 @@ class FrozenMLLM:
 
     def logits(self, hidden_SD: Tensor, temperature: float) -> Tensor:
         """(rows, V): logits of the policy, banned ids at -inf, temperature included."""
-        return (self.model.lm_head(hidden_SD).to(self.logit_dtype) + self.bias_V) / temperature
+        logits_SV = self.model.lm_head(hidden_SD).to(self.device, self.logit_dtype)
+        return (logits_SV + self.bias_V) / temperature
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings of text ids."""
-        return self.decoder.embed_tokens(ids)
+        """Embeddings of the ids of texts."""
+        return self.family.embed(self.model, ids)
 
     def run(self, hidden_SRD: Tensor, positions_3R: Tensor, memory: Memory, deepstack: Sequence[Tensor] = ()) -> Tensor:
         """Rows through all layers and the final norm; DeepStack features are added after layers 0, 1, ..."""
-        rotary = self.decoder.rotary_emb(hidden_SRD, positions_3R[:, None])
+        rotary = self.family.rotary(self.decoder, hidden_SRD, positions_3R)
         for number, layer in enumerate(self.decoder.layers):
-            hidden_SRD = layer(hidden_SRD, position_embeddings=rotary, attention_mask=None, memory=memory)
+            hidden_SRD = layer(hidden_SRD, position_embeddings=rotary[number], attention_mask=None, memory=memory)
             if number < len(deepstack):
-                hidden_SRD = hidden_SRD + deepstack[number]
-        return self.decoder.norm(hidden_SRD)
+                # A model may be split over several devices.
+                hidden_SRD = hidden_SRD + deepstack[number].to(hidden_SRD.device)
+        return self.decoder.norm(hidden_SRD).to(self.device)
 
     def layout(self, texts: tuple[str, str, str], grid_hw: tuple[int, int]) -> Layout:
         """Tokenise the prompt's three texts and compute positions with the model's own rule."""
         before, between, after = (tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
         if not after:
             raise ValueError("prompt: the text after the second image is empty; it must hold at least one token")
-        draft = Layout(before, between, after, grid_hw, torch.empty(3, 0, dtype=torch.int64))
-        image_id = self.model.config.image_token_id
-        ids_1C = torch.tensor([draft.prompt_ids(image_id)])
-        if int((ids_1C == image_id).sum()) != 2 * draft.num_visual:
+        config = self.model.config
+        if config.image_token_id in (*before, *between, *after):
             raise ValueError(
                 "prompt: the texts hold image placeholders; leave them out, they are put between the texts"
             )
-        merge = self.model.config.vision_config.spatial_merge_size
-        grids = torch.tensor([[1, merge * grid_hw[0], merge * grid_hw[1]]] * 2)
-        positions, _ = self.model.model.get_rope_index(ids_1C, (ids_1C == image_id).int(), image_grid_thw=grids)
-        return Layout(before, between, after, grid_hw, positions[:, 0].to(self.device))
+        closing = self.family.closing_ids(config)
+        draft = Layout(before, closing + between, closing + after, grid_hw, torch.empty(3, 0, dtype=torch.int64))
+        ids_C = torch.tensor(draft.prompt_ids(config.image_token_id))
+        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+        if longest is not None and len(ids_C) >= longest:
+            raise ValueError(
+                f"prompt: {len(ids_C)} tokens do not fit this MLLM, which reads {longest}; lower data.image_size or "
+                f"choose a shorter vocabulary"
+            )
+        positions_3C = self.family.positions(self.model, ids_C, grid_hw)
+        return replace(draft, positions_3C=positions_3C.to(self.device))
 
     @torch.no_grad()
     def constant_prefix(self, layout: Layout) -> list[tuple[Tensor, Tensor]]:
@@ -178,8 +200,9 @@ class FrozenMLLM:
         # Zero at text rows: adding them there changes nothing.
         zeros = torch.zeros_like(between), torch.zeros_like(after)
         deepstack = [around(level[:, 0], level[:, 1], *zeros) for level in levels[1:]]
-        memory = PrefixMemory(constant)
         start = len(layout.before_ids)
+        blocks = [(first - start, stop - start) for first, stop in layout.image_columns]
+        memory = PrefixMemory(constant, blocks=blocks if self.family.bidirectional_images else ())
         self.run(hidden, layout.positions_3C[:, start:-1], memory, deepstack)
         if not constant:
             return Prefix(memory.made, memory.made)

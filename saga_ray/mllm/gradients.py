@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from saga_ray.mllm.attention import Capture, ResponseMemory
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
@@ -124,7 +123,9 @@ def score_shared(
     num_answers = len(completions.token_ids_SR) // len(prefix.keys_values[0][0])
     with_grad = tokens_P2LTD is not None
     index_K = torch.tensor(pairs, device=mllm.device)
-    leaves = [tuple(x.detach()[index_K].requires_grad_(with_grad) for x in pair) for pair in prefix.keys_values]
+    leaves = [
+        tuple(x.detach()[index_K.to(x.device)].requires_grad_(with_grad) for x in pair) for pair in prefix.keys_values
+    ]
     lengths_KG = completions.num_tokens_S.view(-1, num_answers)[index_K]
     rows_of_KG = index_K[:, None] * num_answers + torch.arange(num_answers, device=mllm.device)
     log_probs: list[Tensor] = []
@@ -159,7 +160,7 @@ def _through_prefix(
             assert leaf.grad is not None
             own = leaf.grad[:, :, -made_PKCd.shape[2] :]  # behind the constant text
             made.append(made_PKCd)
-            seeds.append(torch.zeros_like(made_PKCd).index_copy(0, index_K, own))
+            seeds.append(torch.zeros_like(made_PKCd).index_copy(0, index_K.to(own.device), own))
     return torch.autograd.grad(made, [tokens_P2LTD], seeds, retain_graph=keep_graph)[0]
 
 
@@ -217,14 +218,18 @@ def naive_hidden(mllm: FrozenMLLM, layout: Layout, prompt: Tensor, tokens_2LTD: 
     fill = torch.where(ids_GR < 0, mllm.end_ids[0], ids_GR)
     input_ids = torch.cat((prompt.expand(num_answers, -1), fill), dim=1)
     rows = mllm.answer_positions(layout, num_tokens + 1)[:, 1:]
-    positions = torch.cat((layout.positions_3C, rows), dim=1)[:, None].expand(3, num_answers, -1)
-    levels = tokens_2LTD.transpose(0, 1)
-    # A fresh object per call, and one entry per image and answer: the library changes it in place.
-    output = BaseModelOutputWithDeepstackFeatures(
-        pooler_output=[*levels[0]] * num_answers,
-        deepstack_features=[[*level] * num_answers for level in levels[1:]],
-    )
-    hidden = mllm.model.model(
-        input_ids=input_ids, position_ids=positions, mm_encoder_outputs={"image": output}, use_cache=False
-    ).last_hidden_state
+    positions_3C = torch.cat((layout.positions_3C, rows), dim=1)
+    hidden = library_hidden(mllm, input_ids, positions_3C, tokens_2LTD.transpose(0, 1))
     return hidden[:, len(prompt) - 1 : -1]
+
+
+def library_hidden(mllm: FrozenMLLM, input_ids_GC: Tensor, positions_3C: Tensor, levels_L2TD: Tensor) -> Tensor:
+    """Final hidden states (G, C, D) by the library's own forward, the same two images in every row."""
+    family, num_rows = mllm.family, len(input_ids_GC)
+    levels = [[*level_2TD] * num_rows for level_2TD in levels_L2TD]
+    return mllm.model.model(
+        input_ids=input_ids_GC,
+        position_ids=family.library_positions(positions_3C, num_rows),
+        use_cache=False,
+        **family.library_inputs(mllm.model, levels, input_ids_GC),
+    ).last_hidden_state

@@ -6,20 +6,27 @@ import contextlib
 import json
 from collections.abc import Iterator
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import logging as transformers_logging
 
 from saga_ray.config import MLLMConfig
 from saga_ray.mllm.attention import install
 from saga_ray.mllm.exact import exact_float64
+from saga_ray.mllm.families import Family, family_named, refusal_of
 from saga_ray.mllm.frozen import FrozenMLLM
 from saga_ray.mllm.prompt import OWN_PROMPT
 
-FAMILIES = ("qwen3_vl",)
 HUB_TIMEOUT_S = 10.0
 _ELSEWHERE = "name a local folder with --set mllm.path=DIR, or use --recipe demo"
 _NEEDED = {
@@ -98,14 +105,12 @@ def check_folder(folder: Path) -> None:
             f"mllm.path: {folder} holds no *.safetensors; other weight formats are never read, convert them or {_ELSEWHERE}"
         )
     try:
-        family = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        family = config.get("model_type")
     except (OSError, UnicodeDecodeError, ValueError, AttributeError):
         raise ValueError(f"mllm.path: {folder / 'config.json'} is not a JSON object; {_ELSEWHERE}") from None
-    if family not in FAMILIES:
-        raise ValueError(
-            f"mllm.path: {folder} holds a model of family '{family}', supported is {', '.join(FAMILIES)}: only there the "
-            f"tokens' gradient was shown to be exact; {_ELSEWHERE}"
-        )
+    if reason := refusal_of(config):
+        raise ValueError(f"mllm.path: {folder} holds a model of family '{family}', which is refused: {reason}; {_ELSEWHERE}")
 
 
 def choose_device() -> torch.device:
@@ -123,6 +128,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenMLLM:
     """Load and freeze the configured MLLM.
 
+    With `mllm.device_map=auto` the library and accelerate spread its layers over all GPUs. Not run with several GPUs:
+    only their hooks, around the layers of a small model on one CPU.
+
     Raises:
         ValueError: one sentence with the folder and what to do.
     """
@@ -130,9 +138,15 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     check_folder(folder)
     device = device or choose_device()
     dtype = choose_dtype(config.dtype, device)
+    spread = {"device_map": "auto"} if config.device_map == "auto" else {}
+    if spread and find_spec("accelerate") is None:
+        raise ValueError(
+            "mllm.device_map: auto needs the package accelerate; install it (pip install accelerate), or set "
+            f"mllm.device_map=one; to go on without, {_ELSEWHERE}"
+        )
     try:
         with _no_progress_bars():
-            processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+            processor, tokenizer = _words(folder)
             model, report = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=dtype,
@@ -140,17 +154,57 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
                 trust_remote_code=False,
                 local_files_only=True,
                 output_loading_info=True,
+                **spread,
             )
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
         raise ValueError(f"mllm.path: {folder} cannot be loaded ({_first_line(error)}); {_ELSEWHERE}") from error
     # The library fills what is missing with random numbers and only warns.
     if lacking := sorted(report["missing_keys"]):
         raise ValueError(f"mllm.path: {folder} lacks weights, the first is {lacking[0]}; {_ELSEWHERE}")
-    model.to(device).eval().requires_grad_(False)
+    if not spread:
+        model.to(device)
+    model.eval().requires_grad_(False)
     if dtype == torch.float64:
         exact_float64(model)
     install(model)
-    return FrozenMLLM(model=model, tokenizer=processor.tokenizer, processor=processor, folder=folder)
+    return FrozenMLLM(model=model, tokenizer=tokenizer, processor=processor, folder=folder)
+
+
+def load_family(folder: Path) -> Family:
+    """The family of a folder that was checked."""
+    return family_named(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of an MLLM folder with the chat template that its processor uses.
+
+    Raises:
+        OSError, ValueError: from the library, for files that it cannot read.
+    """
+    return _words(folder)[1]
+
+
+def _words(folder: Path) -> tuple[ProcessorMixin | None, PreTrainedTokenizerBase]:
+    """Processor and tokenizer; some families keep the chat template with the processor alone."""
+    try:
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer, template = processor.tokenizer, processor.chat_template
+    except ImportError:
+        # SmolVLM's processor wants num2words, for videos only; nothing but its words is needed here.
+        processor = None
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        template = _chat_template(folder)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = template
+    return processor, tokenizer
+
+
+def _chat_template(folder: Path) -> str | None:
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    if (folder / "chat_template.json").is_file():
+        return json.loads((folder / "chat_template.json").read_text(encoding="utf-8")).get("chat_template")
+    return None
 
 
 @contextlib.contextmanager

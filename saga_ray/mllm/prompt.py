@@ -8,6 +8,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saga_ray.mllm.marks import ImageMarks
 from saga_ray.yaml_text import load_yaml, parse_yaml
 
 if TYPE_CHECKING:
@@ -124,8 +125,14 @@ def request_text(prompt: Prompt) -> tuple[str, str]:
     )
 
 
-def prompt_texts(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[str, str, str]:
+def prompt_texts(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, marks: ImageMarks | None = None
+) -> tuple[str, str, str]:
     """Text before image 1, between the images and after image 2, chat template applied, placeholders left out.
+
+    Args:
+        marks: What the family's template writes for an image, and what its processor puts around it; None: the
+            tokenizer's image token alone.
 
     Raises:
         ValueError: for a tokenizer without a chat template, or one that drops the images.
@@ -151,10 +158,15 @@ def prompt_texts(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> tuple[st
         },
     ]
     rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    parts = rendered.split(tokenizer.image_token)
+    marks = marks or ImageMarks(tokenizer.image_token)
+    # Where the tokenizer begins every text with a special token, so does the processor.
+    lead = tokenizer.bos_token
+    if lead and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] and not rendered.startswith(lead):
+        rendered = lead + rendered
+    parts = rendered.split(marks.placeholder)
     if len(parts) != 3:
         raise ValueError(
             f"mllm.path: the chat template in {tokenizer.name_or_path} turns two images into {len(parts) - 1} placeholders; "
             f"use the model's own chat template or put a {OWN_PROMPT} there"
         )
-    return parts[0], parts[1], parts[2]
+    return parts[0] + marks.opening, marks.closing + parts[1] + marks.opening, marks.closing + parts[2]

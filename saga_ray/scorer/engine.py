@@ -57,9 +57,9 @@ class ScoringEngine:
         self, mllm: FrozenMLLM, prompt: Prompt, config: RunConfig, *, path: Literal["shared", "naive"] = "shared"
     ) -> None:
         self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
-        self.texts = prompt_texts(prompt, mllm.tokenizer)
+        self.texts = prompt_texts(prompt, mllm.tokenizer, mllm.family.marks(mllm.tokenizer))
         self.max_new_tokens = min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
-        self.capture_layer = attention_layer(config.alignment.layer_depth, mllm.num_layers)
+        self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
         self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
         policy = Policy(config.grpo.temperature, config.grpo.top_p)
         self._differentiate = Differentiator(mllm, policy, path, self.capture_layer)
@@ -280,7 +280,7 @@ def code_hash() -> str:
     """16 hex digits over the source of everything that decides a score."""
     digest = hashlib.sha256()
     package = Path(__file__).parent.parent
-    for folder in ("mllm", "rl", "scorer"):
+    for folder in ("mllm", "mllm/families", "rl", "scorer"):
         for path in sorted((package / folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

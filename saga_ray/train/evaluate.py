@@ -109,6 +109,7 @@ def config_hash(config: RunConfig) -> str:
         if values["data"][key] == DataConfig.model_fields[key].default:
             values["data"].pop(key)
     values["mllm"].pop("path")
+    values["mllm"].pop("device_map")
     values["prompt"].pop("vocabulary")
     if values["prompt"]["vocabulary_digest"] is None:  # as it was before there was the key
         values["prompt"].pop("vocabulary_digest")

@@ -53,13 +53,48 @@ def test_a_config_that_is_not_json_is_refused(folder: Path, tmp_path: Path, cont
     assert "config.json" in refusal(path)
 
 
-def test_another_family_is_refused_by_name_with_the_reason(folder: Path, tmp_path: Path) -> None:
+def rewritten(folder: Path, tmp_path: Path, **values: object) -> Path:
+    """A copy whose config.json has other values; None takes a key away."""
     path = copied(folder, tmp_path)
-    config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps({**config, "model_type": "llava"}))
-    sentence = refusal(path)
-    assert "'llava'" in sentence
-    assert "qwen3_vl" in sentence
+    config = json.loads((path / "config.json").read_text()) | values
+    (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("mllama", "cross-attention"),
+        ("qwen3_5", "wrong gradients without an error"),
+        ("qwen3_5_moe", "wrong gradients without an error"),
+        ("internvl_chat", "never run"),
+        ("paligemma", "both directions"),
+        ("someones_own", "qwen3_vl, qwen3_vl_moe"),
+    ],
+)
+def test_other_families_are_refused_by_name_with_the_reason(
+    folder: Path, tmp_path: Path, family: str, reason: str
+) -> None:
+    sentence = refusal(rewritten(folder, tmp_path, model_type=family))
+    assert f"'{family}'" in sentence
+    assert reason in sentence
+
+
+@pytest.mark.parametrize(
+    ("family", "text", "reason"),
+    [
+        ("internvl", {"model_type": "gpt_oss"}, "'gpt_oss', tested are qwen2, qwen3"),
+        ("qwen3_vl", {"layer_types": ["linear_attention"]}, "linear_attention"),
+        ("gemma3", {"model_type": "gemma3_text", "use_bidirectional_attention": True}, "no answer can be sampled"),
+        ("gemma3", {"model_type": "gemma3_text", "attn_logit_softcapping": 50.0}, "soft-capped"),
+        ("qwen2_5_vl", {"rope_scaling": {"type": "longrope"}}, "'longrope'"),
+        ("qwen2_5_vl", {"rope_parameters": {"full_attention": {"rope_type": "longrope"}}}, "'longrope'"),
+    ],
+)
+def test_variants_of_a_family_that_are_not_exact_are_refused(
+    folder: Path, tmp_path: Path, family: str, text: dict, reason: str
+) -> None:
+    assert reason in refusal(rewritten(folder, tmp_path, model_type=family, text_config=text))
 
 
 def test_damaged_weights_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -78,13 +113,11 @@ def test_weights_that_do_not_fill_the_model_are_refused(folder: Path, tmp_path: 
     assert "up_proj" in refusal(path)
 
 
-def test_code_in_a_folder_is_never_run(folder: Path, tmp_path: Path) -> None:
-    path = copied(folder, tmp_path)
+def test_a_folder_that_wants_its_own_code_run_is_refused_and_the_code_is_not_run(folder: Path, tmp_path: Path) -> None:
+    auto_map = {"AutoModelForImageTextToText": "evil.Model", "AutoConfig": "evil.Model"}
+    path = rewritten(folder, tmp_path, auto_map=auto_map)
     (path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
-    config = json.loads((path / "config.json").read_text())
-    config["auto_map"] = {"AutoModelForImageTextToText": "evil.Model", "AutoConfig": "evil.Model"}
-    (path / "config.json").write_text(json.dumps(config))
-    load_mllm(MLLMConfig(path=str(path)))
+    assert "auto_map" in refusal(path)
     assert not (tmp_path / "ran").exists()
 
 

@@ -10,7 +10,7 @@ from saga_ray.cli.terminal import result, say
 
 @click.group("mllm")
 def command() -> None:
-    """Ask the frozen MLLM about two pictures."""
+    """Ask the frozen MLLM about two pictures; see which families can be used."""
 
 
 @command.command("try")
@@ -33,3 +33,13 @@ def try_(first: str, second: str, dataset: str, num_answers: int, assignments: t
     say("Loading the MLLM ...")
     for text, verdict in ask_about_files(config, first, second):
         result(f"{ {1: 'same', 0: 'different', -1: 'no verdict'}[verdict]:10}  {text}")
+
+
+@command.command("families")
+def families() -> None:
+    """Print the families that are supported, with what the tests measured on small models, and those that are refused."""
+    from saga_ray.mllm.families.table import capabilities, families_table
+
+    told = capabilities()
+    say(f"Measured on small random models with transformers {told['transformers']} and torch {told['torch']}:")
+    result(families_table(told))

@@ -125,6 +125,24 @@ def request_text(prompt: Prompt) -> tuple[str, str]:
     )
 
 
+def request_messages(prompt: Prompt) -> list[dict[str, Any]]:
+    """The chat messages that a template turns into text."""
+    system, user = request_text(prompt)
+    return [
+        {"role": "system", "content": [{"type": "text", "text": system}]},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": f"{user}\nFirst photograph:\n"},
+                {"type": "image"},
+                {"type": "text", "text": "\nSecond photograph:\n"},
+                {"type": "image"},
+                {"type": "text", "text": "\nNow write the JSON object."},
+            ],
+        },
+    ]
+
+
 def prompt_texts(
     prompt: Prompt, tokenizer: PreTrainedTokenizerBase, marks: ImageMarks | None = None
 ) -> tuple[str, str, str]:
@@ -143,21 +161,7 @@ def prompt_texts(
         raise ValueError(
             f"mllm.path: the tokenizer in {tokenizer.name_or_path} has no chat template; add chat_template.jinja or a {OWN_PROMPT} there"
         )
-    system, user = request_text(prompt)
-    messages = [
-        {"role": "system", "content": [{"type": "text", "text": system}]},
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": f"{user}\nFirst photograph:\n"},
-                {"type": "image"},
-                {"type": "text", "text": "\nSecond photograph:\n"},
-                {"type": "image"},
-                {"type": "text", "text": "\nNow write the JSON object."},
-            ],
-        },
-    ]
-    rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    rendered = tokenizer.apply_chat_template(request_messages(prompt), tokenize=False, add_generation_prompt=True)
     marks = marks or ImageMarks(tokenizer.image_token)
     # Where the tokenizer begins every text with a special token, so does the processor.
     lead = tokenizer.bos_token

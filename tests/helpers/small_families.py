@@ -352,6 +352,8 @@ def small_family_folder(path: str | Path, name: str, seed: int = 0) -> Path:
         for parameter_name, parameter in model.named_parameters():
             if "experts" in parameter_name:  # filled as one matrix, but each expert is one
                 parameter *= parameter.shape[1] ** 0.5
+            if name == "gemma3" and "embed_tokens" in parameter_name:
+                parameter *= 0.1  # it is the head as well: at full length every token would be certain of itself
     model.save_pretrained(path)
     family.processor(tokenizer, family.template()).save_pretrained(path)
     return Path(path)

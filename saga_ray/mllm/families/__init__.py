@@ -40,7 +40,6 @@ REFUSED: dict[str, str] = {
     "instructblip": "its query tokens come from a transformer between tower and language model",
     "qwen3_5": _LINEAR,
     "qwen3_5_moe": _LINEAR,
-    "qwen3_next": _LINEAR,
     "internvl_chat": _REMOTE,
     "paligemma": "its whole prompt sees itself in both directions, so its last token cannot be split from the prefix",
     "mistral3": "its prompt has a break token behind every row of an image, so an image is no run of tokens",

@@ -1,0 +1,47 @@
+"""What the tests measured of every family, as they wrote it, and the table of it."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+_COLUMNS = {
+    "family": "family",
+    "native_logits": "native logits",
+    "gradient_single": "gradient float32",
+    "gradient_double": "gradient float64",
+    "attention": "attention",
+    "levels": "levels",
+    "tested": "tested model",
+}
+
+
+def capabilities() -> dict[str, Any]:
+    """`capabilities.json`: library versions, and per family the largest errors that its tests saw.
+
+    native_logits: logits over the prefill and its memories against the library's own from pixels, relative.
+    gradient_single, gradient_double: shared prefix against the naive twin, relative, the worst image and level.
+    attention: captured maps against eager attention, absolute.
+    """
+    return json.loads(files("saga_ray.mllm.families").joinpath("capabilities.json").read_text(encoding="utf-8"))
+
+
+def families_table(told: dict[str, Any]) -> str:
+    """Lines of aligned columns, and below them who is refused and why."""
+    from saga_ray.mllm.families import REFUSED
+
+    rows = [list(_COLUMNS.values())]
+    for name, values in told["families"].items():
+        rows.append([name, *(_written(values[key]) for key in list(_COLUMNS)[1:])])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    reasons: dict[str, list[str]] = {}
+    for name, reason in REFUSED.items():
+        reasons.setdefault(reason, []).append(name)
+    refused = [f"refused: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
+    return "\n".join([*lines, "", *refused])
+
+
+def _written(value: Any) -> str:
+    return f"{value:.1e}" if isinstance(value, float) else str(value)

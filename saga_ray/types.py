@@ -15,7 +15,7 @@ Axes, the last letters of a tensor's name:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ class ImageSource(Protocol):
         ...
 
 
+@runtime_checkable
 class FileSource(ImageSource, Protocol):
     """An `ImageSource` whose images are files, or the bytes of files kept elsewhere."""
 

@@ -68,7 +68,7 @@ def scan(
     ]
     total = sum(len(rows) for _, rows in chunks)
     if num_processes is None:
-        num_processes = 1 if total <= _FEW else _num_cpus()
+        num_processes = 1 if total <= _FEW else num_cpus()
     done = 0
     for (split, rows), seen in zip(chunks, _run(sources, chunks, decode, num_processes), strict=True):
         yield from ((split, row, one) for row, one in zip(rows, seen, strict=True))
@@ -115,7 +115,8 @@ def _examine_rows(source: FileSource, rows: range, decode: bool) -> list[Seen]:
     return [examine(source.read(row), source.cut_bottom, decode) for row in rows]
 
 
-def _num_cpus() -> int:
+def num_cpus() -> int:
+    """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

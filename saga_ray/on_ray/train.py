@@ -30,6 +30,7 @@ from saga_ray.on_ray.data import Decoding, ray_batches
 from saga_ray.on_ray.resources import decoding_tasks, trainer_threads
 from saga_ray.storage import Storage
 from saga_ray.train.errors import NonFiniteError
+from saga_ray.train.evaluation_images import check_evaluation_images
 from saga_ray.train.loop import TrainResult, finished_result
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder
@@ -75,7 +76,7 @@ def run_on_ray(
     if open_jobs:
         _check_equal_resources(open_jobs)
         runs.check_writable()
-        check_inputs([job.config for job in open_jobs])
+        check_inputs([job.config for job in open_jobs], runs, progress)
         with contextlib.ExitStack() as stack:
             if cluster is None:
                 progress.stage("starting Ray")
@@ -84,13 +85,18 @@ def run_on_ray(
     return [results[job.name] for job in jobs]
 
 
-def check_inputs(configs: Sequence[RunConfig]) -> None:
+def check_inputs(configs: Sequence[RunConfig], runs: Storage, progress: Progress) -> None:
     """Let what is wrong with data or MLLM folder show here, before anything is started.
+
+    Args:
+        runs: where it is noted which data sets are known to be sound.
 
     Raises:
         ValueError: the sentence.
     """
-    load_dataset(configs[0])
+    for config in {config.model_dump_json(include={"dataset", "data"}): config for config in configs}.values():
+        progress.stage(f"loading the data set {config.dataset}")
+        check_evaluation_images(config, load_dataset(config), runs, progress)
     asking = next((config for config in configs if config.asks_the_mllm), None)
     # A pinned hub model is fetched where it is used.
     if asking is not None and (asking.mllm.revision is None or Path(str(asking.mllm.path)).exists()):

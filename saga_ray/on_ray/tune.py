@@ -66,7 +66,7 @@ def run_sweep(
     missing = sweep.trials - sum(trial.draws for trial in store.all() if is_settled(trial))
     if missing > 0:
         runs.check_writable()
-        check_inputs([_widest(sweep)])
+        check_inputs([_widest(sweep)], runs, progress)
         with contextlib.ExitStack() as stack:
             if cluster is None:
                 progress.stage("starting Ray")

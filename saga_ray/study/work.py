@@ -76,7 +76,7 @@ def _done(task: Task, runs_uri: str) -> Record:
     folder = Storage.open(runs_uri).child(task.name)
     # A checkpoint belongs to one configuration, down to the keys that change no number.
     run_name = f"run-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]}"
-    dataset = remembered_dataset(config)
+    dataset = remembered_dataset(config, Storage.open(runs_uri))
     result = run_local(config, folder.uri, run_name, dataset=dataset)
     run = folder.child(run_name)
     lines = _lines(run.read(METRICS)) if run.exists(METRICS) else []
@@ -183,13 +183,20 @@ class RememberedSource:
         return np.stack([self._images[int(row), size] for row in rows])
 
 
-def remembered_dataset(config: RunConfig) -> Dataset:
-    """The data set of a run, with its pictures kept in memory; the last few worlds are."""
+def remembered_dataset(config: RunConfig, runs: Storage) -> Dataset:
+    """The data set of a run, with its pictures kept in memory; the last few worlds are.
+
+    Raises:
+        ValueError: sentences about data, broken evaluation images among them.
+    """
     key = config.model_dump_json(include={"dataset": True, "data": set(_WHAT_IS_SEEN)})
     if key not in _WORLDS:
         from saga_ray.data import load_dataset
+        from saga_ray.train.evaluation_images import check_evaluation_images
+        from saga_ray.train.progress import Silent
 
         dataset = load_dataset(config)
+        check_evaluation_images(config, dataset, runs, Silent())
         tables = {name: dataset.split(name) for name in ("train", "validation", "test")}
         kept = {name: replace(table, source=RememberedSource(table.source)) for name, table in tables.items()}
         while len(_WORLDS) >= _KEPT_WORLDS:

@@ -11,6 +11,7 @@ from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext
+from saga_ray.train.evaluation_images import check_evaluation_images
 from saga_ray.train.loop import TrainResult, deterministic, finished_result, train
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder
@@ -27,7 +28,7 @@ def run_local(
     """Train and evaluate one run here; a finished one is returned as it is.
 
     Args:
-        dataset: That of `config`, where it is at hand already.
+        dataset: That of `config`, where it is at hand already, and its images are known to be sound.
 
     Raises:
         ValueError: sentences about configuration, data, model folder, run name or storage.
@@ -42,6 +43,7 @@ def run_local(
         if dataset is None:
             progress.stage(f"loading the data set {config.dataset}")
             dataset = load_dataset(config)
+            check_evaluation_images(config, dataset, run.runs, progress)
         scorer = None
         if config.asks_the_mllm:
             # Imported here: methods without the MLLM do not load it.

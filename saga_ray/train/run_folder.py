@@ -20,8 +20,8 @@ from saga_ray.configure import check_run_name, flat, from_yaml, to_yaml
 from saga_ray.storage import Storage
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
-_WITHOUT_EFFECT = ("resources.",)
-"""Keys that may differ when a run is resumed: they change speed, not numbers."""
+_WITHOUT_EFFECT = ("resources.", "evaluation.check_images")
+"""Keys that may differ when a run is resumed: they change no number."""
 _PACKAGES = (
     "ray", "torch", "torchvision", "transformers", "timm", "pytorch-metric-learning", "numpy", "scipy",
     "scikit-learn", "safetensors", "pyarrow", "pillow", "pydantic", "optuna", "tokenizers",
@@ -86,7 +86,7 @@ class RunFolder:
 
 
 def changed_values(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """Keys in which two configs differ, with both values; without keys that change speed alone."""
+    """Keys in which two configs differ, with both values; without keys that change no number."""
     before, after = flat(old.model_dump(mode="json")), flat(new.model_dump(mode="json"))
     return {
         key: (before.get(key), after.get(key))

@@ -15,13 +15,15 @@ import torch
 from safetensors.torch import load_file
 
 from saga_ray.config import RunConfig
-from saga_ray.configure import to_yaml, with_override
+from saga_ray.configure import resolve, to_yaml, with_override
 from saga_ray.on_ray import train as train_module
 from saga_ray.on_ray.bulletin import Bulletin
 from saga_ray.on_ray.train import Job, run_on_ray
 from saga_ray.train.context import LocalContext
 from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.local import run_local
+from tests.data.trees import class_folders
+from tests.on_ray.conftest import SMALL
 
 TIMINGS = ("seconds", "trainer/process", "scorer/process")
 
@@ -223,3 +225,13 @@ def test_what_no_node_can_hold_is_refused_with_the_keys(
         many = _override(small_config, resources__num_scorers=23, resources__num_workers=2)
         run_on_ray([Job(many, "many")], tmp_path)
     assert not list(tmp_path.glob("*/config.yaml"))
+
+
+def test_a_broken_test_image_is_refused_before_ray_starts(mllm_folder: Path, tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pictures", dict.fromkeys("abcdef", 3))
+    overrides = {**SMALL, "data.classes_per_batch": 2, "data.num_shards": 1, "data.root": str(root)}
+    config = resolve("folder", method="potential-field", overrides={**overrides, "mllm.path": str(mllm_folder)})
+    (root / "e" / "1.jpg").write_bytes(b"<html>")
+    with pytest.raises(ValueError, match=r"1 of 12 validation and test images cannot be read: .*/e/1\.jpg \(not JPEG"):
+        run_on_ray([Job(config, "run")], tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,6 +31,8 @@ from saga_ray.types import ImageTable, MicroBatch, PairPlan
 _FIRST_SEGMENT, _SEGMENT = 64, 512
 """Micro-batches whose index rows go to Ray Data at once: few at first, since they are planned before anything is decoded."""
 _MAX_PER_TASK = 8
+_THREAD_S = 30.0
+"""Seconds that a thread of Ray Data has to end in; one that hangs is left behind."""
 
 Rows = Generator[tuple[int, np.ndarray, np.ndarray, list[str]]]
 """Index, images_NHWC (read-only), rows_N and broken files of one micro-batch after the other."""
@@ -140,7 +143,27 @@ def _joined(
 def _decoded(
     plans: Sequence[PairPlan], work: ray.ObjectRef, data: DataConfig, decoding: Decoding, is_first: bool
 ) -> Rows:
+    threads: list[threading.Thread] = []
+    try:
+        yield from _rows_of_one_execution(plans, work, data, decoding, is_first, threads)
+    finally:
+        # They may still wait for a block when their consumer has left; Ray ends a process that asks it for one after
+        # `ray.shutdown`. Nothing of the execution is referenced here, so that it ends as well.
+        for thread in threads:
+            thread.join(_THREAD_S)
+
+
+def _rows_of_one_execution(
+    plans: Sequence[PairPlan],
+    work: ray.ObjectRef,
+    data: DataConfig,
+    decoding: Decoding,
+    is_first: bool,
+    threads: list[threading.Thread],
+) -> Rows:
+    """Rows of the plans; the threads that Ray Data starts for them are added to `threads`."""
     batch_bytes = len(plans[0].rows) * data.image_size**2 * 3
+    before = set(threading.enumerate())
     _prepare_context(max(decoding.read_ahead_bytes, 2.0 * decoding.max_tasks * batch_bytes))
     blocks = decoding.blocks(plans, batch_bytes, is_first)
     decoded = ray.data.from_arrow([plan_table(block) for block in blocks]).map_batches(
@@ -156,10 +179,17 @@ def _decoded(
     shape = (-1, data.image_size, data.image_size, 3)
     with _own_sentences():
         for block in decoded.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
+            if not threads:  # no other execution of this process starts meanwhile
+                threads += [thread for thread in threading.enumerate() if _reads(thread) and thread not in before]
             for row in range(len(block)):
                 images_NHWC = np.frombuffer(block["images"][row].as_buffer(), np.uint8).reshape(shape)
                 rows_N = np.array(block["rows"][row].as_py(), np.int64)
                 yield block["index"][row].as_py(), images_NHWC, rows_N, block["broken"][row].as_py()
+
+
+def _reads(thread: threading.Thread) -> bool:
+    """True for threads of Ray Data that ask for blocks; its `Prefetcher` sleeps when nobody tells it of any."""
+    return thread.name.startswith(("iter_threaded", "StreamingExecutor-", "ray-data-metadata-prefetch"))
 
 
 def _prepare_context(object_store_bytes: float) -> None:

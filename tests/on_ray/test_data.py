@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 import uuid
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from saga_ray.data.images import BrokenImageError
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.errors import is_ours
-from saga_ray.on_ray.data import Decoding, _joined, ray_batches
+from saga_ray.on_ray.data import Decoding, _joined, _reads, ray_batches
 from saga_ray.types import ImageSource, ImageTable, MicroBatch, PairPlan
 
 
@@ -66,7 +67,10 @@ def test_a_stream_may_be_left_before_its_end(ray_cluster: None, small_config: Ru
     for start in (0, 40):
         stream = ray_batches(table, data, 0, 0, 1, Decoding(0.25, 2))(start, 5000, planner)
         assert next(stream).index == start
+        assert any(map(_reads, threading.enumerate()))
         stream.close()
+        # Ray would end this process if one of them asked it for a block after `ray.shutdown`.
+        assert not [thread.name for thread in threading.enumerate() if _reads(thread)]
 
 
 def test_broken_images_are_replaced_and_counted_as_in_one_process(ray_cluster: None, small_config: RunConfig) -> None:
@@ -115,6 +119,7 @@ def test_a_librarys_error_in_a_decoding_task_is_no_sentence(ray_cluster: None, s
     with pytest.raises(Exception, match="cannot reshape") as caught:
         list(ray_batches(mistaken, data, 0, 0, 1, Decoding(0.25, 2))(0, 2, planner))
     assert not is_ours(caught.value)
+    assert not [thread.name for thread in threading.enumerate() if _reads(thread)]
 
 
 def test_executions_follow_each_other_in_order_and_their_processes_stay(

@@ -65,6 +65,8 @@ class DataConfig(Config):
     `data.taxonomy`; no image is embedded before the first step then."""
     taxonomy: str | None = None
     """YAML file of nested groups whose leaves are lists of class names; null reads iNaturalist's names (order, family, genus)."""
+    taxonomy_digest: str | None = Field(None, pattern=r"^[0-9a-f]{12}$")
+    """First 12 hex digits of that file's SHA-256, filled in: a run goes on with the groups that it began with."""
     mining_images: int | None = Field(None, ge=1)
     """Images of every class that are embedded to find neighbours; null takes all. Some 20 are enough for very large sets."""
     flip: bool = True
@@ -72,7 +74,8 @@ class DataConfig(Config):
     shift_pixels: Share = 0.0
     """Largest random displacement of training images, as a share of the side."""
     crop_area: float = Field(1.0, gt=0.0, le=1.0)
-    """Least share of its area that a random crop of a training image keeps, resized to the full square again; 1 never crops."""
+    """Least share of its area that a random crop of a training image keeps, resized to the full square again; 1 never crops. The
+    crop is cut from the square that the image was squeezed to, so its proportions are drawn on top of that squeeze."""
     world_seed: int = Field(0, ge=0)
     """Demo world only: which world is drawn."""
     confound: Share = 1.0

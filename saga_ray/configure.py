@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -197,24 +197,34 @@ def read_vocabulary(name: str) -> tuple[bytes, str, str]:
             f"vocabulary '{name}' is neither a file that can be read nor a name{nearest(name, names)} "
             f"(known: {', '.join(names)})"
         ) from None
-    return content, f"vocabulary {name}" if name in names else name, hashlib.sha256(content).hexdigest()[:12]
+    return content, f"vocabulary {name}" if name in names else name, file_digest(content)
 
 
-def _pin_vocabulary(tree: dict[str, Any]) -> list[str]:
-    """Fill in the digest of the vocabulary that is named, so that a change of the file is a change of the configuration."""
-    prompt = tree.get("prompt")
-    if not isinstance(prompt, Mapping) or not isinstance(prompt.get("vocabulary"), str):
+def file_digest(content: bytes) -> str:
+    """What a configuration knows a file by: the first 12 hex digits of its SHA-256."""
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
+def _digest_of_taxonomy(path: str) -> str:
+    try:
+        return file_digest(Path(path).expanduser().read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}); name an existing YAML file") from None
+
+
+def _pin(tree: dict[str, Any], group: str, key: str, digest_of: Callable[[str], str]) -> list[str]:
+    """Fill in the digest of a file that is named, so that a change of the file is a change of the configuration."""
+    values = tree.get(group)
+    if not isinstance(values, Mapping) or not isinstance(values.get(key), str):
         return []
     try:
-        digest = read_vocabulary(prompt["vocabulary"])[2]
+        digest = digest_of(values[key])
     except ConfigError as error:
-        return [f"prompt.vocabulary: {error}"]
-    meant = prompt.get("vocabulary_digest") or digest
+        return [f"{group}.{key}: {error}"]
+    meant = values.get(f"{key}_digest") or digest
     if meant != digest:
-        return [
-            f"prompt.vocabulary_digest: {meant} is not that of {prompt['vocabulary']} ({digest}); leave this key out"
-        ]
-    tree["prompt"] = {**prompt, "vocabulary_digest": digest}
+        return [f"{group}.{key}_digest: {meant} is not that of {values[key]} ({digest}); leave this key out"]
+    tree[group] = {**values, f"{key}_digest": digest}
     return []
 
 
@@ -260,7 +270,9 @@ def resolve(
     tree = _merged(base, _prune(on_top, set(model_keys())))
     tree |= {"dataset": dataset if dataset in DATASETS else "demo", "method": str(method)}
     tree |= {"recipe": recipe if recipe in RECIPES else "demo"}
-    problems += _pin_vocabulary(tree)
+    problems += _pin(tree, "prompt", "vocabulary", lambda name: read_vocabulary(name)[2])
+    if tree.get("data", {}).get("hard_from") == "taxonomy":  # else it is not read, which the model says
+        problems += _pin(tree, "data", "taxonomy", _digest_of_taxonomy)
     config, wrong = _validated(tree, base)
     problems += wrong
     if problems or config is None:

@@ -38,6 +38,8 @@ class FileSource(ImageSource, Protocol):
 
     cut_bottom: int
     """Pixels cut off below, before resizing."""
+    draft: bool
+    """Whether JPEG files are decoded no larger than needed (`data.decode`)."""
 
     def read(self, row: int) -> bytes:
         """The file's bytes; ValueError, naming it, if it cannot be read."""

@@ -12,8 +12,9 @@ import numpy as np
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.data.duplicates import equal_files, near_duplicates
-from saga_ray.data.images import EXTENSIONS, FolderSource
+from saga_ray.data.images import EXTENSIONS
 from saga_ray.data.scan import SPLITS, Progress, Seen, scan
+from saga_ray.data.sources import FolderSource
 from saga_ray.types import Dataset
 
 USABLE, PARTIAL, UNUSABLE = "usable", "partial", "unusable"

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from saga_ray.data.images import DAMAGE, MAX_PIXELS, FolderSource, decode
-from saga_ray.types import Dataset, ImageTable
+from saga_ray.data.images import DAMAGE, MAX_PIXELS, decode
+from saga_ray.types import Dataset, FileSource, ImageTable
 
 
-def decode_draft(path: str | Path, size: int, cut_bottom: int = 0) -> np.ndarray:
+def decode_draft(path: str | Path | IO[bytes], size: int, cut_bottom: int = 0) -> np.ndarray:
     """As `saga_ray.data.images.decode`, but a JPEG file is decoded no larger than needed; others exactly.
 
     Raises:
@@ -41,15 +41,6 @@ def decode_draft(path: str | Path, size: int, cut_bottom: int = 0) -> np.ndarray
         return decode(path, size, cut_bottom)
 
 
-@dataclass(frozen=True)
-class DraftFolderSource(FolderSource):
-    """Images that are files, decoded by `decode_draft`."""
-
-    def decoded(self, row: int, size: int) -> np.ndarray:
-        """One image as uint8 (size, size, 3)."""
-        return decode_draft(self.path(row), size, self.cut_bottom)
-
-
 def drafted(dataset: Dataset) -> Dataset:
     """The same data set with its images decoded by `decode_draft`, under another fingerprint.
 
@@ -67,9 +58,8 @@ def drafted(dataset: Dataset) -> Dataset:
 
 def drafted_table(table: ImageTable) -> ImageTable:
     """The same table, its images decoded by `decode_draft`."""
-    if type(table.source) is not FolderSource:
+    if not isinstance(table.source, FileSource):
         raise ValueError(
             f"data.decode: draft reads image files, and these images come from {type(table.source).__name__}; set data.decode=exact"
         )
-    values = {each.name: getattr(table.source, each.name) for each in dataclasses.fields(FolderSource)}
-    return dataclasses.replace(table, source=DraftFolderSource(**values))
+    return dataclasses.replace(table, source=dataclasses.replace(table.source, draft=True))

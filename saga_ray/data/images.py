@@ -8,13 +8,10 @@ of a micro-batch has the same number of visual tokens, as in the paper, where a 
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -37,7 +34,7 @@ DAMAGE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, 
 class BrokenImageError(ValueError):
     """A file that is not a picture we accept; `path` names it, `reason` says why."""
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path | IO[bytes], reason: str) -> None:
         self.path, self.reason = str(path), reason
         super().__init__(f"{path}: cannot be read as an image ({reason}); replace or remove the file")
 
@@ -45,7 +42,7 @@ class BrokenImageError(ValueError):
         return type(self), (self.path, self.reason)
 
 
-def decode(path: str | Path, size: int, cut_bottom: int = 0) -> np.ndarray:
+def decode(path: str | Path | IO[bytes], size: int, cut_bottom: int = 0) -> np.ndarray:
     """Read one image file into uint8 (size, size, 3).
 
     Args:
@@ -63,7 +60,7 @@ def decode(path: str | Path, size: int, cut_bottom: int = 0) -> np.ndarray:
     return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def open_rgb(path: str | Path) -> Image.Image:
+def open_rgb(path: str | Path | IO[bytes]) -> Image.Image:
     """Read the first frame of an image file as RGB, as the head of this module says.
 
     Raises:
@@ -95,71 +92,6 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     return image.convert("RGB")
-
-
-@dataclass(frozen=True)
-class FolderSource:
-    """Images that are files (a `FileSource`); row i of the table is `paths[i]`.
-
-    Example: `FolderSource(("owl/1.jpg", "wren/1.jpg"), root="/data/birds").load([1], 224)` is (1, 224, 224, 3).
-    """
-
-    paths: tuple[str, ...]
-    root: str = ""
-    """Folder that the paths are relative to."""
-    cut_bottom: int = 0
-    """Pixels cut off below, before resizing."""
-
-    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """Decode `rows` into uint8 (N, size, size, 3).
-
-        Raises:
-            BrokenImageError: for the first file that cannot be decoded.
-        """
-        images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            images_NHWC[place] = self.decoded(row, size)
-        return images_NHWC
-
-    def decoded(self, row: int, size: int) -> np.ndarray:
-        """One image as uint8 (size, size, 3)."""
-        return decode(self.path(row), size, self.cut_bottom)
-
-    def path(self, row: int) -> Path:
-        """The file behind a row."""
-        return Path(self.root, self.paths[row])
-
-    def read(self, row: int) -> bytes:
-        """Its bytes."""
-        with self._readable(row):
-            return self.path(row).read_bytes()
-
-    def size_of(self, row: int) -> int:
-        """Number of its bytes."""
-        with self._readable(row):
-            return self.path(row).stat().st_size
-
-    def sha256_of(self, row: int) -> str:
-        """SHA-256 of its bytes, in hexadecimal digits."""
-        with self._readable(row), self.path(row).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-
-    def name(self, row: int) -> str:
-        """Its path, for messages."""
-        return str(self.path(row))
-
-    def file_name(self, row: int) -> str:
-        """The last part of its path."""
-        return self.path(row).name
-
-    @contextmanager
-    def _readable(self, row: int) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise ValueError(
-                f"data.root: {self.path(row)} cannot be read ({error.strerror}); make it readable, or complete or remove its class"
-            ) from None
 
 
 def augmentation_keys(seed: int, micro_batch: int, rows_N: np.ndarray) -> np.ndarray:

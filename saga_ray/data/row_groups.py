@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saga_ray.data.places import Place, without_password
-from saga_ray.data.shards import decode_rows
+from saga_ray.data.sources import decode_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +35,7 @@ class ParquetSource:
     length_N: np.ndarray
     names: tuple[str, ...]
     cut_bottom: int = 0
+    draft: bool = False
 
     def read(self, row: int) -> bytes:
         """The bytes of an image.

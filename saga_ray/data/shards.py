@@ -9,7 +9,6 @@ unpacked, and memory does not grow with the data. Any Parquet library reads the 
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import zlib
 from collections.abc import Sequence
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saga_ray.data.fingerprint import dataset_fingerprint
-from saga_ray.data.images import BrokenImageError, decode
 from saga_ray.data.places import Place, without_password
-from saga_ray.types import Dataset, FileSource, ImageTable
+from saga_ray.data.sources import decode_rows
+from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -53,6 +52,7 @@ class ShardSource:
     names: tuple[str, ...]
     """Image ids, for messages."""
     cut_bottom: int = 0
+    draft: bool = False
 
     def read(self, row: int) -> bytes:
         """The file's bytes, as they were before they were prepared.
@@ -94,17 +94,6 @@ class ShardSource:
             ValueError: for a damaged shard.
         """
         return decode_rows(self, rows, size)
-
-
-def decode_rows(source: FileSource, rows: Sequence[int], size: int) -> np.ndarray:
-    """Decode rows from their bytes, as files are decoded."""
-    images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-    for place, row in enumerate(rows):
-        try:
-            images_NHWC[place] = decode(io.BytesIO(source.read(row)), size, source.cut_bottom)
-        except BrokenImageError as error:
-            raise BrokenImageError(source.name(row), error.reason) from None
-    return images_NHWC
 
 
 @lru_cache(maxsize=_OPEN_FILES)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from saga_ray.config import DataConfig
+from saga_ray.configure import file_digest
 from saga_ray.yaml_text import load_yaml
 
 _INAT = re.compile(r"\d{5}_(\w+_\w+_\w+_\w+_\w+_\w+)_[^_]+")
@@ -66,15 +67,18 @@ def relatives(data: DataConfig, class_names: Sequence[str]) -> TaxonomyNeighbour
     """
     if data.hard_from != "taxonomy" or data.hard_share == 0:
         return None
-    return TaxonomyNeighbours(lineages_of(class_names, data.taxonomy))
+    return TaxonomyNeighbours(lineages_of(class_names, data.taxonomy, data.taxonomy_digest))
 
 
-def lineages_of(class_names: Sequence[str], path: str | Path | None) -> list[tuple[str, ...]]:
+def lineages_of(
+    class_names: Sequence[str], path: str | Path | None, digest: str | None = None
+) -> list[tuple[str, ...]]:
     """The groups that every class belongs to, widest first.
 
     Args:
         path: YAML file of nested mappings whose leaves are lists of class names (`data.taxonomy`); None reads names of
             the form `NNNNN_Kingdom_Phylum_Class_Order_Family_Genus_species`.
+        digest: as `data.taxonomy_digest`: the content that is meant.
 
     Raises:
         ValueError: naming classes that have no place, or the key of a tree that cannot be read.
@@ -89,7 +93,14 @@ def lineages_of(class_names: Sequence[str], path: str | Path | None) -> list[tup
                 f"data.hard_from=embeddings"
             )
         return [tuple(match.group(1).split("_")) for match in found if match]
-    lineages = dict(_leaves(load_yaml(path), (), path))
+    path = Path(path).expanduser()
+    groups = load_yaml(path)
+    if digest is not None and file_digest(path.read_bytes()) != digest:
+        raise ValueError(
+            f"data.taxonomy: {path} is not the file that the run began with (its digest is not {digest}); put that file back, or "
+            f"begin another run"
+        )
+    lineages = dict(_leaves(groups, (), path))
     missing = [name for name in class_names if name not in lineages]
     if missing:
         raise ValueError(

@@ -13,7 +13,8 @@ import numpy as np
 from saga_ray.config import DataConfig
 from saga_ray.data.archives import ENDINGS, archives_in, is_archive, unpacked
 from saga_ray.data.fingerprint import dataset_fingerprint
-from saga_ray.data.images import EXTENSIONS, FolderSource
+from saga_ray.data.images import EXTENSIONS
+from saga_ray.data.sources import FolderSource
 from saga_ray.data.splits import carve_validation
 from saga_ray.types import Dataset, ImageTable
 

@@ -91,7 +91,7 @@ def evaluate(
     return result, stored
 
 
-_LATER_DATA_KEYS = ("decode", "hard_from", "taxonomy", "mining_images", "crop_area")
+_LATER_DATA_KEYS = ("decode", "hard_from", "taxonomy", "taxonomy_digest", "mining_images", "crop_area")
 """Keys that came after results were stored: at their defaults they change nothing, the hash neither."""
 
 
@@ -105,6 +105,8 @@ def config_hash(config: RunConfig) -> str:
         mode="json", exclude={"seed", "resources", "checkpoint", "evaluation", "recipe", "method", "scorer"}
     )
     values["data"].pop("root")
+    if config.data.taxonomy_digest is not None:
+        values["data"]["taxonomy"] = None  # a place; the digest says what stands there
     for key in _LATER_DATA_KEYS:
         if values["data"][key] == DataConfig.model_fields[key].default:
             values["data"].pop(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,8 @@ from saga_ray.configure import resolve
 from saga_ray.data import load_dataset
 from saga_ray.data.draft import decode_draft
 from saga_ray.data.images import BrokenImageError, decode
-from tests.data.trees import class_folders
+from saga_ray.data.prepare import prepare
+from tests.data.trees import class_folders, picture
 
 
 def smooth(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -76,6 +78,27 @@ def test_a_data_set_in_draft_has_another_fingerprint_and_the_same_rows(tmp_path:
         for row in range(len(one)):
             expected = decode_draft(one.source.path(row), 16)
             np.testing.assert_array_equal(other.source.load([row], 16)[0], expected)
+
+
+def test_shards_and_parquet_files_are_decoded_in_draft_as_files_are(tmp_path: Path) -> None:
+    root = class_folders(tmp_path / "pictures", {name: 3 for name in "abcdefgh"})
+    for number, path in enumerate(sorted(root.rglob("*.jpg"))):
+        picture(path, number, (120, 90))
+    exact = load_dataset(folder(root))
+    prepare(exact, str(tmp_path / "shards"), folder(root).data, 2, lambda done, total: None)
+    files = load_dataset(folder(root, **{"data.decode": "draft"}))
+    shards = load_dataset(folder(tmp_path / "shards", **{"data.decode": "draft"}))
+    # The same files as Parquet of another kind: the shards without what makes them shards.
+    (tmp_path / "parquet").mkdir()
+    for shard in (tmp_path / "shards").glob("images-*.parquet"):
+        shutil.copy(shard, tmp_path / "parquet")
+    parquet = load_dataset(folder(tmp_path / "parquet", **{"data.decode": "draft"}))
+    assert shards.fingerprint == files.fingerprint != exact.fingerprint
+    rows = range(len(files.test))
+    expected = files.test.source.load(rows, 16)
+    np.testing.assert_array_equal(shards.test.source.load(rows, 16), expected)
+    np.testing.assert_array_equal(parquet.test.source.load(rows, 16), expected)
+    assert np.abs(exact.test.source.load(rows, 16).astype(int) - expected).max() > 0, "the case must not be empty"
 
 
 def test_a_drawn_world_has_no_draft() -> None:

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saga_ray.data.images import BrokenImageError, FolderSource, augment, augmentation_keys, decode, open_rgb
+from saga_ray.data.images import BrokenImageError, augment, augmentation_keys, decode, open_rgb
+from saga_ray.data.sources import FolderSource
 from tests.data.trees import picture
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)

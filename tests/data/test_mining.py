@@ -174,6 +174,32 @@ def test_a_taxonomy_that_would_not_be_read_is_a_mistake():
         resolve("demo", overrides={"data.taxonomy": "kin.yaml"})
 
 
+def test_a_run_goes_on_with_the_taxonomy_that_it_began_with(tmp_path):
+    from saga_ray.data.taxonomy import relatives
+    from saga_ray.train.evaluate import config_hash
+    from saga_ray.train.run_folder import changed_values
+
+    def config(path, **more):
+        return resolve("demo", overrides={"data.hard_from": "taxonomy", "data.taxonomy": str(path), **more})
+
+    path, moved = tmp_path / "kin.yaml", tmp_path / "moved.yaml"
+    for place in (path, moved):
+        place.write_text("ducks: [Mallard, Gadwall]\nowls: [Barn owl]\n")
+    before = config(path)
+    assert config(moved).data.taxonomy_digest == before.data.taxonomy_digest
+    assert config_hash(config(moved)) == config_hash(before)
+    assert relatives(before.data, ["Mallard", "Barn owl"]) is not None
+    path.write_text("ducks: [Mallard]\nowls: [Barn owl, Gadwall]\n")
+    with pytest.raises(ValueError, match=r"data\.taxonomy: .*kin\.yaml is not the file that the run began with"):
+        relatives(before.data, ["Mallard", "Barn owl"])
+    assert list(changed_values(before, config(path))) == ["data.taxonomy_digest"]
+    assert config_hash(config(path)) != config_hash(before)
+    with pytest.raises(ConfigError, match=r"data\.taxonomy_digest: 0123456789ab is not that of .*kin\.yaml"):
+        config(path, **{"data.taxonomy_digest": "0123456789ab"})
+    with pytest.raises(ConfigError, match=r"data\.taxonomy: .*none\.yaml cannot be read \(No such file"):
+        config(tmp_path / "none.yaml")
+
+
 def test_hard_shards_of_an_inat_tree_are_families_and_no_pair_touches_another_split(tmp_path):
     from saga_ray.data.taxonomy import relatives
 

@@ -183,6 +183,8 @@ class ScoreRequest:
     """Rewards of the given answers; without them they are parsed as sampled ones are."""
     reference: VisualTokens | None = None
     """The same images through the initial encoder: asks for the gradient of the KL from that policy as well."""
+    origins_P: tuple[tuple[int, int], ...] | None = None
+    """(seed, micro-batch) of every pair, where several requests were joined into this one (`scorer.parts`)."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,8 +25,10 @@ from saga_ray.mllm.prompt import Prompt, prompt_texts
 from saga_ray.mllm.sampling import Completions, given, sample, uniform_numbers
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.rl.rewards import verdict_rewards
+from saga_ray.scorer.checks import Reads, check_request
 from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged, Reference
 from saga_ray.scorer.judge import Judge
+from saga_ray.scorer.parts import join_requests, origins, split_result
 from saga_ray.scorer.signals import Signal, expected_reward, lesson, sampled_reward
 from saga_ray.scorer.wire import dtype_name
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult
@@ -64,15 +67,21 @@ class ScoringEngine:
         policy = Policy(config.grpo.temperature, config.grpo.top_p)
         self._differentiate = Differentiator(mllm, policy, path, self.capture_layer)
         self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
+        self.reads = Reads(mllm.num_levels, mllm.width)
         self._weights, self._code = mllm.weights_hash(), code_hash()
+        self._num_prompt_tokens = sum(len(mllm.tokenizer.encode(text, add_special_tokens=False)) for text in self.texts)
         self._process = f"{socket.gethostname()}:{os.getpid()}"
 
     def describe(self) -> dict[str, str]:
-        """Identity: what decides the numbers, and where they are computed."""
+        """Identity: what decides the numbers, and where they are computed; and what a request must hold and costs."""
         return {
             "weights": self._weights,
-            "prompt": hashlib.sha256("\x1f".join(self.texts).encode("utf-8")).hexdigest()[:16],
+            "prompt": prompt_hash(self.texts),
             "code": self._code,
+            "levels": str(self.reads.num_levels),
+            "width": str(self.reads.width),
+            "prompt_tokens": str(self._num_prompt_tokens),
+            "max_new_tokens": str(self.max_new_tokens),
             "dtype": dtype_name(self.mllm.dtype),
             "device": self.mllm.device.type,
             "path": self.path,
@@ -83,11 +92,16 @@ class ScoringEngine:
         """Sample (or take the given) answers, judge them, and differentiate those of pairs that disagree.
 
         Raises:
-            ValueError: for tokens that do not fit this MLLM or are not finite.
+            ValueError: for what `checks.check_request` refuses, or a prompt that is too long for the MLLM.
         """
-        self._check(request)
+        check_request(request, self.reads)
         with _threads(self.config.scorer.threads if self.config.scorer.deterministic else None):
             return self._score(request)
+
+    def score_together(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
+        """Score requests of one `parts.kind` in the same passes; the results are those of each alone."""
+        whole = self.score(join_requests(requests))
+        return split_result(whole, [len(request.pairs) for request in requests], self.mllm.end_ids)
 
     def _score(self, request: ScoreRequest) -> ScoreResult:
         seconds: Counter[str] = Counter()
@@ -156,9 +170,11 @@ class ScoringEngine:
     def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Prefix) -> Completions:
         if request.answers is not None:
             return given(self.mllm, [text for group in request.answers[chosen] for text in group])
-        numbers = [pair.number for pair in request.pairs[chosen]]
         grpo = self.config.grpo
-        uniform = uniform_numbers(request.seed, request.micro_batch, numbers, grpo.group_size, self.max_new_tokens)
+        keys = zip(origins(request)[chosen], request.pairs[chosen], strict=True)
+        uniform = np.concatenate(
+            [uniform_numbers(*origin, [pair.number], grpo.group_size, self.max_new_tokens) for origin, pair in keys]
+        )
         return sample(self.mllm, layout, prefix, uniform, temperature=grpo.temperature, top_p=grpo.top_p)
 
     def _rewards(
@@ -232,32 +248,19 @@ class ScoringEngine:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.pop(next(iter(self._layouts)))
             layout = self.mllm.layout(self.texts, grid_hw)
+            self._check_length(layout)
             self._layouts[grid_hw] = (layout, self.mllm.constant_prefix(layout))
         return self._layouts[grid_hw]
 
-    def _check(self, request: ScoreRequest) -> None:
-        shape = tuple(request.tokens.tokens_NLTD.shape)
-        if request.reference is not None:
-            assert request.reference.tokens_NLTD.shape == shape, "the reference shows the same images"
-        if request.options.lesson and request.answers is None:
-            raise ValueError("answers: missing; a lesson needs the answers that are to be learned")
-        height, width = request.tokens.grid_hw
-        wanted = (self.mllm.num_levels, height * width, self.mllm.width)
-        if len(shape) != 4 or shape[1:] != wanted:
+    def _check_length(self, layout: Layout) -> None:
+        """Positions behind the last one that the MLLM was made for are never used."""
+        longest = self.mllm.model.config.text_config.max_position_embeddings
+        prompt = int(layout.positions_3C.max()) + 1
+        if prompt + self.max_new_tokens > longest:
             raise ValueError(
-                f"mllm.path: visual tokens of shape {shape} do not fit this MLLM, which reads (images, levels, tokens, width) = "
-                f"(any, {wanted[0]}, {wanted[1]}, {wanted[2]}); build encoder and scorer from the same mllm.path"
+                f"grpo.max_new_tokens: {self.max_new_tokens} behind a prompt of {prompt} positions is longer than the {longest} "
+                f"that {self.mllm.folder} was made for (max_position_embeddings); lower it, data.image_size, or shorten the prompt"
             )
-        if not bool(torch.isfinite(request.tokens.tokens_NLTD).all()):
-            raise ValueError("encoder: the visual tokens hold NaN or infinity; lower optim.lr_tower or optim.clip_norm")
-        assert all(0 <= i < shape[0] for pair in request.pairs for i in (pair.first, pair.second)), "pair without image"
-        if request.answers is not None:
-            sizes = {len(group) for group in request.answers}
-            if len(request.answers) != len(request.pairs) or len(sizes) > 1 or 0 in sizes:
-                raise ValueError(
-                    f"answers: {len(request.answers)} groups of {sorted(sizes)} answers for {len(request.pairs)} pairs; "
-                    f"give one group per pair, all of one size"
-                )
 
     @contextmanager
     def _timed(self, seconds: Counter[str], stage: str) -> Iterator[None]:
@@ -274,6 +277,11 @@ def attention_layer(depth: float, num_layers: int) -> int:
     Layers are counted from 1 as in the paper: 26 / 36 of 36 layers is the 26th, number 25 here.
     """
     return min(max(round(depth * num_layers), 1), num_layers) - 1
+
+
+def prompt_hash(texts: Sequence[str]) -> str:
+    """16 hex digits over the texts around the images."""
+    return hashlib.sha256("\x1f".join(texts).encode("utf-8")).hexdigest()[:16]
 
 
 def code_hash() -> str:

@@ -281,6 +281,13 @@ class ScorerConfig(Config):
     """A remote request that takes longer is retried."""
     max_retries: int = Field(3, ge=0)
     """Retries of a remote request before the run stops at its last checkpoint."""
+    service: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    """Name of a running service (`saga-ray serve`) to ask, which other runs may ask as well; null starts one for this command."""
+    tokens_per_request: int = Field(262144, ge=1)
+    """Most tokens (prompts, and answers at their longest) of a remote request, and of those that a replica scores together:
+    larger ones are split, smaller ones joined. With resources.max_scorers, a replica for each so many waiting tokens."""
+    requests_in_flight: int | None = Field(None, ge=1)
+    """Requests that a trainer has under way at once; null takes two for each replica."""
 
 
 class CheckpointConfig(Config):
@@ -301,11 +308,29 @@ class ResourcesConfig(Config):
     gpus_per_worker: float = Field(0.0, ge=0)
     num_scorers: int = Field(1, ge=1)
     """Replicas that hold the frozen MLLM."""
+    max_scorers: int | None = Field(None, ge=1)
+    """Replicas are added up to this number while many tokens wait, and go again; null keeps to num_scorers."""
     cpus_per_scorer: float = Field(0.5, gt=0)
     gpus_per_scorer: float = Field(0.0, ge=0)
+    """GPUs of a replica; below 1 several share one."""
     cpus_per_data_task: float = Field(0.25, gt=0)
     read_ahead_mb: float = Field(256.0, gt=0)
     """Decoded micro-batches that each worker's stream may hold in Ray's object store, in MB; two of each decoding task at least."""
+
+    @property
+    def most_scorers(self) -> int:
+        """Replicas at most."""
+        return self.max_scorers or self.num_scorers
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> ResourcesConfig:
+        problems = []
+        if self.most_scorers < self.num_scorers:
+            problems.append(
+                f"resources.max_scorers: {self.max_scorers} is less than resources.num_scorers ({self.num_scorers}); raise it, "
+                f"or leave it out"
+            )
+        return _all_said(self, problems)
 
 
 class EvaluationConfig(Config):

@@ -218,16 +218,21 @@ class FrozenMLLM:
         return layout.positions_3C[:, -1:].amax() + rows.expand(3, -1)
 
     def weights_hash(self) -> str:
-        """16 hex digits over the safetensors files: their content, or header, size and ends where they are large."""
-        digest = hashlib.sha256()
-        for path in sorted(self.folder.glob("*.safetensors")):
-            size = path.stat().st_size
-            digest.update(f"{path.name}:{size}".encode())
-            with path.open("rb") as file:
-                if size <= 2**28:
-                    digest.update(file.read())
-                else:
-                    digest.update(file.read(2**22))
-                    file.seek(-(2**22), 2)
-                    digest.update(file.read())
-        return digest.hexdigest()[:16]
+        """`weights_hash` of the folder."""
+        return weights_hash(self.folder)
+
+
+def weights_hash(folder: Path) -> str:
+    """16 hex digits over a folder's safetensors files: their content, or header, size and ends where they are large."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            if size <= 2**28:
+                digest.update(file.read())
+            else:
+                digest.update(file.read(2**22))
+                file.seek(-(2**22), 2)
+                digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -34,7 +34,7 @@ def bundles(configs: Sequence[RunConfig], concurrent: int = 1) -> list[Bundle]:
         # Each worker decodes its own part; one task at a time is enough to go on.
         decoding = Bundle("resources.cpus_per_data_task", r.cpus_per_data_task, 0.0)
         workers.append([worker, decoding] * r.num_workers)
-        if config.asks_the_mllm:
+        if config.asks_the_mllm and config.scorer.service is None:
             scorer = Bundle("resources.cpus_per_scorer", r.cpus_per_scorer, r.gpus_per_scorer)
             scorers.append([scorer] * r.num_scorers)
     return max(workers, key=_weight, default=[]) * concurrent + max(scorers, key=_weight, default=[])

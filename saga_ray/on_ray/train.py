@@ -311,14 +311,15 @@ def run_job(
     progress: Progress | None,
 ) -> TrainResult | None:
     """The training loop of `--local`, with batches from Ray Data and answers from Ray Serve."""
-    from saga_ray.on_ray.serve import remote_scorer
+    from saga_ray.on_ray.remote import remote_scorer
     from saga_ray.train.loop import train
 
     config = job.config
     scorer = None
     if config.asks_the_mllm:
-        assert app is not None
-        scorer = remote_scorer(app, config)
+        name = config.scorer.service or app
+        assert name is not None
+        scorer = remote_scorer(name, config)
     batches = ray_batches(
         dataset.train,
         config.data,

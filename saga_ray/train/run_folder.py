@@ -20,7 +20,14 @@ from saga_ray.configure import check_run_name, flat, from_yaml, to_yaml
 from saga_ray.storage import Storage
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
-_WITHOUT_EFFECT = ("resources.", "evaluation.check_images")
+_WITHOUT_EFFECT = (
+    "resources.",
+    "evaluation.check_images",
+    "scorer.service",
+    "scorer.timeout_s",
+    "scorer.max_retries",
+    "scorer.requests_in_flight",
+)
 """Keys that may differ when a run is resumed: they change no number."""
 _PACKAGES = (
     "ray", "torch", "torchvision", "transformers", "timm", "pytorch-metric-learning", "numpy", "scipy",

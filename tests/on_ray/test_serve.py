@@ -15,14 +15,17 @@ from dataclasses import replace
 import pytest
 import torch
 from ray.exceptions import RayTaskError
+from ray.serve.exceptions import BackPressureError
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
-from saga_ray.errors import Refused, is_ours
-from saga_ray.on_ray.serve import RemoteScorer, remote_scorer, scorer_service, split_request
+from saga_ray.errors import is_ours
+from saga_ray.on_ray.remote import RemoteScorer, remote_scorer
+from saga_ray.on_ray.replica import REFUSED
+from saga_ray.on_ray.serve import scorer_service
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
-from saga_ray.scorer.parts import join_results
+from saga_ray.scorer.parts import join_results, split_request
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult, VisualTokens
 
 NUM_PAIRS = 5
@@ -162,28 +165,42 @@ def test_a_scorer_that_never_answers_ends_in_a_sentence(small_config: RunConfig)
         RemoteScorer(Silence(), config).score(_request())
 
 
+class Replies:
+    """A handle that gives one reply after another; an error among them is raised."""
+
+    def __init__(self, *replies: object) -> None:
+        self.replies, self.num_asked = list(replies), 0
+
+    def __getattr__(self, name: str) -> Replies:
+        return self
+
+    def remote(self, *args: object) -> Replies:
+        return self
+
+    def result(self, timeout_s: float) -> object:
+        self.num_asked += 1
+        reply = self.replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+
 def test_a_librarys_error_in_a_replica_is_no_sentence(small_config: RunConfig) -> None:
-    class Broken:
-        """A handle whose requests fail there."""
-
-        def __init__(self, cause: Exception) -> None:
-            self.cause = cause
-
-        def __getattr__(self, name: str) -> Broken:
-            return self
-
-        def remote(self, *args: object) -> Broken:
-            return self
-
-        def result(self, timeout_s: float) -> None:
-            raise RayTaskError("score", "Traceback", self.cause, "replica", 1, "127.0.0.1").as_instanceof_cause()
-
     with pytest.raises(ValueError, match=r"^mllm\.path: gone$") as caught:
-        RemoteScorer(Broken(Refused("mllm.path: gone")), small_config).score(_request())
+        RemoteScorer(Replies({REFUSED: "mllm.path: gone"}), small_config).score(_request())
     assert type(caught.value) is ValueError and is_ours(caught.value)
+    broken = RayTaskError("score", "Traceback", ValueError("shapes do not match"), "replica", 1, "127.0.0.1")
     with pytest.raises(RayTaskError) as caught:
-        RemoteScorer(Broken(ValueError("shapes do not match")), small_config).score(_request())
+        RemoteScorer(Replies(broken.as_instanceof_cause()), small_config).score(_request())
     assert not is_ours(caught.value)
+
+
+def test_being_turned_away_is_no_failed_attempt(small_config: RunConfig, local: LocalScorer) -> None:
+    config = with_override(small_config, "scorer.max_retries", 0)
+    full = [BackPressureError(num_queued_requests=1, max_queued_requests=1) for _ in range(3)]
+    handle = Replies(*full, local.describe())
+    assert RemoteScorer(handle, config).describe() == local.describe()
+    assert handle.num_asked == 4
 
 
 def test_after_the_service_nothing_of_it_is_left(ray_cluster: None, small_config: RunConfig) -> None:

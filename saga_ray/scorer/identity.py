@@ -1,0 +1,53 @@
+"""Whether a scorer elsewhere is the one that a run means: the same weights, prompt and code, told by their hashes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from saga_ray.config import RunConfig
+from saga_ray.mllm.frozen import weights_hash
+from saga_ray.mllm.loading import check_folder, load_tokenizer, resolve_folder
+from saga_ray.mllm.prompt import prompt_texts
+from saga_ray.scorer.engine import code_hash, prompt_hash
+from saga_ray.scorer.prompt import prompt_in
+
+_WHAT = {
+    "weights": "holds other weights than mllm.path",
+    "prompt": "asks another prompt than this run",
+    "code": "runs another version of saga-ray's scorer than this process",
+}
+
+
+def expected_identity(config: RunConfig) -> dict[str, str]:
+    """Hashes of what a run would load itself; no weights are loaded.
+
+    Raises:
+        ValueError: as `run_prompt`.
+    """
+    folder = resolve_folder(config.mllm)
+    check_folder(folder)
+    prompt = prompt_in(config, folder)
+    # A prompt that is given word by word needs no chat template.
+    texts = prompt.texts or prompt_texts(prompt, load_tokenizer(folder))
+    return {"weights": weights_hash(folder), "prompt": prompt_hash(texts), "code": code_hash()}
+
+
+def check_identity(told: Mapping[str, str], config: RunConfig, where: str) -> None:
+    """Refuse a scorer whose numbers would be others than the run's own.
+
+    Args:
+        told: its `describe()`.
+        where: what to call it.
+
+    Raises:
+        ValueError: what differs, and what to do.
+    """
+    advice = "start one for this run (`saga-ray serve`), or leave scorer.service out so that the run starts its own"
+    expected = expected_identity(config)
+    for key, what in _WHAT.items():
+        if told[key] != expected[key]:
+            raise ValueError(f"scorer.service: {where} {what} ({key} {told[key]}, not {expected[key]}); {advice}")
+    if config.mllm.dtype not in ("auto", told["dtype"]):
+        raise ValueError(
+            f"scorer.service: {where} computes in {told['dtype']}, not in mllm.dtype={config.mllm.dtype}; {advice}"
+        )

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     from torch import Tensor
@@ -245,4 +245,13 @@ class Scorer(Protocol):
 
     def describe(self) -> Mapping[str, str]:
         """Identity: hash of weights, prompt and code; dtype; process."""
+        ...
+
+
+@runtime_checkable
+class ScorerElsewhere(Scorer, Protocol):
+    """A scorer that works while the caller goes on."""
+
+    def begin(self, request: ScoreRequest) -> Callable[[], ScoreResult]:
+        """Send a request off; calling what is returned waits for what `score` would return."""
         ...

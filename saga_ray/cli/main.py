@@ -28,6 +28,7 @@ VERBS = {
     "vocab": "Show, check and judge the attributes that the MLLM describes.",
     "prompt": "Show what the MLLM is asked, word by word.",
     "mllm": "Ask the frozen MLLM about two pictures.",
+    "serve": "Keep a frozen MLLM ready for several runs.",
     "bench": "Measure what this machine reaches.",
     "config": "Show a resolved configuration, or every key.",
     "doctor": "Check this machine.",

@@ -6,7 +6,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -79,24 +79,34 @@ class RemoteScorer:
         return self.begin(request)()
 
     def begin(self, request: ScoreRequest) -> Callable[[], ScoreResult]:
-        """Send a request off; the answer comes from calling what is returned, which waits for it."""
+        """Send a request off; the answer, or the refusal, comes from calling what is returned, which waits for it."""
         from saga_ray.scorer import wire
-        from saga_ray.scorer.checks import Reads, check_request
 
-        told = self.describe()
-        check_request(request, Reads.told(told))
+        try:
+            answers = self._sent(request)
+        except ValueError as error:
+            refusal: Future = Future()
+            refusal.set_exception(error)
+            answers = [refusal]
         tokens_NLTD = request.tokens.tokens_NLTD
-        rounded = wire.rounded_request(request, wire.wire_dtype(told["dtype"]))
-        per_pair = tokens_of_pair(request, told, self._config.grpo.group_size)
-        budget, at_least = self._config.scorer.tokens_per_request, self._config.resources.num_scorers
-        parts = split_request(rounded, num_parts(len(request.pairs), per_pair, budget, at_least))
-        answers = [self._pool.submit(self._score_part, part, per_pair) for part in parts]
 
         def result() -> ScoreResult:
             whole = join_results([answer.result() for answer in answers])
             return wire.on_device(wire.delivered_result(whole, tokens_NLTD.dtype), tokens_NLTD.device)
 
         return result
+
+    def _sent(self, request: ScoreRequest) -> list[Future]:
+        from saga_ray.scorer import wire
+        from saga_ray.scorer.checks import Reads, check_request
+
+        told = self.describe()
+        check_request(request, Reads.told(told))
+        rounded = wire.rounded_request(request, wire.wire_dtype(told["dtype"]))
+        per_pair = tokens_of_pair(request, told, self._config.grpo.group_size)
+        budget, at_least = self._config.scorer.tokens_per_request, self._config.resources.num_scorers
+        parts = split_request(rounded, num_parts(len(request.pairs), per_pair, budget, at_least))
+        return [self._pool.submit(self._score_part, part, per_pair) for part in parts]
 
     def _score_part(self, part: ScoreRequest, tokens_per_pair: int) -> ScoreResult:
         from saga_ray.scorer import wire

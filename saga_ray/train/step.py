@@ -1,7 +1,8 @@
 """One step: search for pairs whose answers disagree, then add up all gradients. The weights change nowhere in here.
 
 Search: up to M micro-batches, each giving its metric gradient and its candidates to the scorer, until K pairs contribute
-(over all ranks, in plan order, surplus dropped). Replay: the chosen images once more through the tower, now carrying the
+(over all ranks, in plan order, surplus dropped). A scorer elsewhere is at work while this process computes losses and,
+where the number of micro-batches is fixed, encodes the next ones. Replay: the chosen images once more through the tower, now carrying the
 scorer's token gradients; a search of one micro-batch keeps the tower's graph instead. Everything is summed over ranks once, at the end, so that ranks may differ in what they do in
 between; tokens and pairs are summed and divided by the counts of the whole step.
 """
@@ -9,6 +10,7 @@ between; tokens and pairs are summed and divided by the counts of the whole step
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -17,12 +19,13 @@ from torch import Tensor, nn
 
 from saga_ray.config import RunConfig
 from saga_ray.encoder.encoder import Encoder
+from saga_ray.train.asking import Asked, ask, micro_batches_ahead
 from saga_ray.train.consensus import Consensus
 from saga_ray.train.context import RunContext, gather_rows
 from saga_ray.train.errors import check_finite
-from saga_ray.train.replay import Chosen, Kept, Lesson, Scored, replay
+from saga_ray.train.replay import Chosen, Kept, Scored, replay
 from saga_ray.train.sums import over_ranks, scorer_seconds, step_metrics, step_sums
-from saga_ray.types import MicroBatch, ScoreOptions, Scorer, ScoreRequest, VisualTokens
+from saga_ray.types import MicroBatch, Scorer, VisualTokens
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,8 @@ class Model:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A micro-batch's tokens, and the losses that need no MLLM."""
+    """The losses of a micro-batch that need no MLLM."""
 
-    tokens: VisualTokens
-    """Detached."""
     metric_grads_NTD: Tensor | None
     """Gradient of the weighted metric loss at level 0 of the tokens."""
     metric_loss: float
@@ -139,12 +140,6 @@ def accumulate_gradients(
     return StepReport(metrics, num_micro_batches, scored, chosen)
 
 
-def score_options(config: RunConfig) -> ScoreOptions:
-    """Ask only for what a loss will use."""
-    weights = config.loss.weights
-    return ScoreOptions(gradient=weights.grpo > 0, attention=weights.alignment > 0)
-
-
 def _search(
     model: Model,
     batches: Iterator[MicroBatch],
@@ -162,13 +157,19 @@ def _search(
     num_contributing, token_squared = 0, 0.0
     # Of one micro-batch the graph fits where its metric gradient does; of several it may not.
     keeps_graph = scorer is not None and config.grpo.max_micro_batches == 1
+    under_way: deque[tuple[Asked, Encoded]] = deque()
+    num_ahead = micro_batches_ahead(scorer, config)
     while len(metric_losses) < config.grpo.max_micro_batches:
         batch = next(batches, None)
         clock.lap("data")
         if batch is None:
             break
         reference = _reference_tokens(model, batch, context)
-        encoded = _encode(model, batch, reference, config, context, keeps_graph)
+        tokens = _tokens(model, batch, config, context, keeps_graph)
+        if scorer is not None:
+            compared = reference if config.loss.weights.reference_kl > 0 else None
+            asked = ask(batch, _detached(tokens), compared, scorer, config, consensus)
+        encoded = _encode(model, batch, tokens, reference, config, context, keeps_graph)
         check_finite("loss/metric", encoded.metric_loss, step)
         if encoded.metric_grads_NTD is not None:
             token_squared += float(encoded.metric_grads_NTD.double().square().sum())
@@ -176,38 +177,23 @@ def _search(
         anchor_losses.append(encoded.anchor_loss)
         clock.lap("encode")
         if scorer is not None:
-            compared = reference if config.loss.weights.reference_kl > 0 else None
-            scored.append(_ask(batch, encoded, compared, scorer, config, consensus))
-            num_contributing += sum(context.gather(scored[-1].num_contributing))
+            under_way.append((asked, encoded))
+            if len(under_way) > num_ahead:
+                scored.append(_collected(under_way, consensus))
+                num_contributing += sum(context.gather(scored[-1].num_contributing))
             clock.lap("score")
         enough = not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
         if config.grpo.refill and enough:
             break
+    while under_way:
+        scored.append(_collected(under_way, consensus))
     assert metric_losses, f"no micro-batch is left for step {step}"
     return Search(scored, metric_losses, anchor_losses, token_squared)
 
 
-def _ask(
-    batch: MicroBatch,
-    encoded: Encoded,
-    reference: VisualTokens | None,
-    scorer: Scorer,
-    config: RunConfig,
-    consensus: Consensus | None,
-) -> Scored:
-    """What the scorer says of a micro-batch: of the plan's pairs, and of the lesson."""
-    result = lesson = None
-    tokens = encoded.tokens
-    if config.samples_answers:
-        options = score_options(config)
-        result = scorer.score(ScoreRequest(config.seed, batch.index, batch.pairs, tokens, options, reference=reference))
-    if consensus is not None:
-        request = consensus.request(batch, tokens)
-        if request is not None:
-            lesson = Lesson(request.pairs, scorer.score(request))
-        if result is not None:
-            consensus.hear(batch, result)
-    return Scored(batch, tokens, encoded.metric_grads_NTD, result, lesson, encoded.kept)
+def _collected(under_way: deque[tuple[Asked, Encoded]], consensus: Consensus | None) -> Scored:
+    asked, encoded = under_way.popleft()
+    return asked.scored(encoded.metric_grads_NTD, encoded.kept, consensus)
 
 
 def _reference_tokens(model: Model, batch: MicroBatch, context: RunContext) -> VisualTokens | None:
@@ -218,29 +204,40 @@ def _reference_tokens(model: Model, batch: MicroBatch, context: RunContext) -> V
         return model.reference.encode_tokens(torch.from_numpy(batch.images_NHWC).to(context.device))
 
 
+def _tokens(model: Model, batch: MicroBatch, config: RunConfig, context: RunContext, keep_graph: bool) -> VisualTokens:
+    """A micro-batch through the tower, with its graph if any loss will need one."""
+    images_NHWC = torch.from_numpy(batch.images_NHWC).to(context.device)
+    with torch.set_grad_enabled(_has_loss(model, config) or keep_graph):
+        return model.encoder.encode_tokens(images_NHWC)
+
+
+def _has_loss(model: Model, config: RunConfig) -> bool:
+    return model.metric_loss is not None or config.loss.weights.anchor > 0
+
+
+def _detached(tokens: VisualTokens) -> VisualTokens:
+    return VisualTokens(tokens.tokens_NLTD.detach(), tokens.grid_hw)
+
+
 def _encode(
     model: Model,
     batch: MicroBatch,
+    tokens: VisualTokens,
     reference: VisualTokens | None,
     config: RunConfig,
     context: RunContext,
     keep_graph: bool,
 ) -> Encoded:
-    """Encode a micro-batch; add its metric and anchor gradients to `.grad`, or keep the tower's part for the replay.
+    """Add a micro-batch's metric and anchor gradients to `.grad`, or keep the tower's part for the replay.
 
     The loss is that of the whole batch over all ranks. Every rank computes it alike and differentiates its own rows, so
     the encoder's gradients add up over ranks to the full one, while each rank holds the full gradient of the proxies.
     """
-    images_NHWC = torch.from_numpy(batch.images_NHWC).to(context.device)
     weights = config.loss.weights
-    has_loss = model.metric_loss is not None or weights.anchor > 0
-    with torch.set_grad_enabled(has_loss or keep_graph):
-        tokens = model.encoder.encode_tokens(images_NHWC)
     graph_NLTD = tokens.tokens_NLTD
     leaf_NLTD = graph_NLTD.detach()
-    detached = VisualTokens(graph_NLTD.detach(), tokens.grid_hw)
-    if not has_loss:
-        return Encoded(detached, None, 0.0, 0.0, Kept(graph_NLTD, None) if graph_NLTD.requires_grad else None)
+    if not _has_loss(model, config):
+        return Encoded(None, 0.0, 0.0, Kept(graph_NLTD, None) if graph_NLTD.requires_grad else None)
     leaf_NLTD.requires_grad_(graph_NLTD.requires_grad)
     loss, metric_grads_NTD, anchor = leaf_NLTD.new_zeros(()), None, 0.0
     if model.metric_loss is not None:
@@ -261,7 +258,7 @@ def _encode(
     if kept is not None and not keep_graph:
         graph_NLTD.backward(leaf_NLTD.grad)
         kept = None
-    return Encoded(detached, metric_grads_NTD, float(loss.detach()), anchor, kept)
+    return Encoded(metric_grads_NTD, float(loss.detach()), anchor, kept)
 
 
 def anchor_loss(tokens_NLTD: Tensor, reference_NLTD: Tensor) -> Tensor:

@@ -49,8 +49,13 @@ def small_config(mllm_folder: Path) -> RunConfig:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
+def ray_cluster(ray_nodes: Any) -> None:
     """Two nodes on this machine, labelled as `cluster/*.yaml` label theirs; this process is connected to them."""
+
+
+@pytest.fixture(scope="session")
+def ray_nodes() -> Iterator[Any]:
+    """The same as a `ray.cluster_utils.Cluster`, to add nodes and to take them away."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_AUTH_MODE", raising=False)
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(16))
@@ -85,7 +90,7 @@ def ray_cluster() -> Iterator[None]:
         try:
             _patiently(lambda: cluster.add_node(num_cpus=2, labels={GROUP_LABEL: "scoring"}, object_store_memory=store))
             ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-            yield
+            yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from saga_ray.data.stream import micro_batches
 from saga_ray.encoder.encoder import build_encoder
 from saga_ray.train.losses import build_metric_loss
 from saga_ray.train.step import Model
-from saga_ray.types import Dataset, MicroBatch, ScoreRequest, ScoreResult
+from saga_ray.types import Dataset, MicroBatch, Scorer, ScoreRequest, ScoreResult
 
 SMALL = {
     "data.image_size": 32,
@@ -93,3 +94,28 @@ class KnownScorer:
 
     def describe(self) -> dict[str, str]:
         return {"process": "known:1"}
+
+
+class Elsewhere:
+    """A scorer at work in another thread; remembers what was sent off and what was waited for, in order."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._pool = ThreadPoolExecutor(1)
+        self.story: list[tuple[str, int]] = []
+
+    def begin(self, request: ScoreRequest) -> Callable[[], ScoreResult]:
+        self.story.append(("sent", request.micro_batch))
+        answer = self._pool.submit(self._scorer.score, request)
+
+        def result() -> ScoreResult:
+            self.story.append(("waited", request.micro_batch))
+            return answer.result()
+
+        return result
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        return self.begin(request)()
+
+    def describe(self) -> dict[str, str]:
+        return dict(self._scorer.describe())

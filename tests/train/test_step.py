@@ -10,7 +10,7 @@ from saga_ray.train.context import LocalContext
 from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.step import Model, accumulate_gradients
 from saga_ray.types import Dataset, ScoreRequest, VisualTokens
-from tests.train.small import KnownScorer, small_model, small_run_config, stream
+from tests.train.small import Elsewhere, KnownScorer, small_model, small_run_config, stream
 
 CPU = LocalContext(torch.device("cpu"))
 
@@ -202,3 +202,24 @@ def test_a_loss_that_is_not_a_number_stops_the_step_by_name(mllm: Path, dataset:
         model.metric_loss.proxies[0, 0, 0] = float("nan")
     with pytest.raises(NonFiniteError, match=r"loss/metric is nan at step 7: stopped before the update"):
         accumulate_gradients(model, stream(config, dataset), KnownScorer(), config, CPU, step=7)
+
+
+@pytest.mark.parametrize("refill", [False, True])
+def test_a_scorer_elsewhere_works_meanwhile_and_changes_no_number(mllm: Path, dataset: Dataset, refill: bool) -> None:
+    config = small_run_config(mllm, grpo__max_micro_batches=3, grpo__refill=refill, grpo__contributing_pairs=20)
+    local = LocalScorer(build_engine(config))
+    found = []
+    for scorer in (local, Elsewhere(local)):
+        model = small_model(config, dataset)
+        report = accumulate_gradients(model, stream(config, dataset), scorer, config, CPU, step=1)
+        numbers = {k: v for k, v in report.metrics.items() if not k.startswith("seconds")}
+        found.append((_gradients(model), numbers, [(c.place, c.pair) for c in report.chosen]))
+    (grads, numbers, chosen), (theirs, their_numbers, their_chosen) = found
+    assert numbers == their_numbers and chosen == their_chosen and len(chosen) > 1
+    assert numbers["grpo/micro_batches"] == 3
+    assert all(torch.equal(grad, theirs[name]) for name, grad in grads.items())
+    steps = [0, 1, 2]
+    ahead = [("sent", i) for i in steps] + [("waited", i) for i in steps]
+    in_turn = [(what, i) for i in steps for what in ("sent", "waited")]
+    # The last one is waited for when it was sent, as nothing is left to do meanwhile but its own losses.
+    assert scorer.story == (in_turn if refill else ahead)

@@ -1,0 +1,110 @@
+"""`saga-ray serve`: a frozen MLLM for many runs."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+
+import click
+
+from saga_ray.cli.options import RECIPE, SET, split_words
+from saga_ray.cli.terminal import progress, result, say, shell_quoted
+
+_LOOK_EVERY_S = 2.0
+
+
+@click.command("serve")
+@click.argument("words", nargs=-1, metavar="")
+@click.option("--mllm", metavar="DIR", help="Folder or hub id of the MLLM. [default: the recipe's]")
+@click.option("--dataset", default="demo", show_default=True, metavar="NAME", help="Whose prompt is made ready.")
+@RECIPE
+@SET
+@click.option("--name", metavar="NAME", help="Name of the service. [default: saga-ray-scorer]")
+@click.option("--stop", "stop_name", metavar="NAME", help="End the service of this name instead.")
+def command(
+    words: tuple[str, ...],
+    mllm: str | None,
+    dataset: str,
+    recipe: str | None,
+    assignments: tuple[str, ...],
+    name: str | None,
+    stop_name: str | None,
+) -> None:
+    """Keep a frozen MLLM ready for several runs; each joins with `--set scorer.service=NAME` and leaves it running.
+
+    On a cluster (RAY_ADDRESS, or a submitted job) the command returns when the service is ready. Otherwise it starts Ray
+    on this machine and stays until Ctrl-C or `saga-ray serve --stop NAME`.
+
+    \b
+    saga-ray serve --mllm /models/Qwen3-VL-8B-Instruct --set resources.gpus_per_scorer=1 resources.max_scorers=4
+    saga-ray serve --stop saga-ray-scorer
+    """
+    # `--set a=1 b=2`: what follows stands where other verbs have their data set.
+    _, more = split_words((dataset, *words), "data set")
+    if stop_name is not None:
+        _stop(stop_name)
+        return
+    from saga_ray.configure import parse_assignments
+    from saga_ray.on_ray.cluster import connect
+    from saga_ray.on_ray.serve import SERVICE_NAME, serving_config, start_service
+    from saga_ray.scorer.prompt import run_prompt
+
+    name = _checked(name or SERVICE_NAME)
+    overrides = parse_assignments([*assignments, *more])
+    if mllm is not None:
+        overrides["mllm.path"] = mllm
+    config = serving_config(dataset, recipe=recipe, overrides=overrides)
+    run_prompt(config)  # what is wrong with the folder shows here
+    with contextlib.ExitStack() as stack:
+        with progress() as shown:
+            shown.stage("starting Ray")
+            cluster = stack.enter_context(connect([config]))
+            shown.stage("loading the frozen MLLM")
+            start_service(config, cluster, name)
+        _say_how_to_join(name, cluster.started)
+        if cluster.started:
+            _wait(name)
+
+
+def _checked(name: str) -> str:
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name):
+        raise ValueError(f"--name {name}: use small letters, digits and hyphens, at most 63 of them")
+    return name
+
+
+def _say_how_to_join(name: str, started: bool) -> None:
+    import ray
+
+    say(f"{name} is ready. A run joins it with `--set scorer.service={name}`, and leaves it running:")
+    words = shell_quoted("saga-ray", "train", "demo", "--set", f"scorer.service={name}")
+    address = ray.get_runtime_context().gcs_address
+    result(f"RAY_ADDRESS={address} {words}" if started or os.environ.get("RAY_ADDRESS") else words)
+    stop = shell_quoted("saga-ray", "serve", "--stop", name)
+    say(f"End it with Ctrl-C, or `RAY_ADDRESS={address} {stop}`." if started else f"End it with `{stop}`.")
+
+
+def _wait(name: str) -> None:
+    """Until it is stopped from elsewhere, or Ctrl-C."""
+    from saga_ray.on_ray.remote import is_there
+
+    try:
+        while is_there(name):
+            time.sleep(_LOOK_EVERY_S)
+        say(f"{name} was stopped.")
+    except KeyboardInterrupt:
+        say(f"{name} is stopped.")
+
+
+def _stop(name: str) -> None:
+    if not (os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID")):
+        raise ValueError(
+            f"--stop {name}: on which cluster is not said; set RAY_ADDRESS to the address that `saga-ray serve` printed"
+        )
+    from saga_ray.on_ray.cluster import connect
+    from saga_ray.on_ray.serve import stop_service
+
+    with connect([]):
+        stop_service(name)
+    say(f"{name} is stopped.")

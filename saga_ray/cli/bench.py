@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 import click
@@ -30,6 +31,35 @@ def data(as_json: bool, quick: bool) -> None:
         print_json(report)
     else:
         _print(report)
+
+
+@command.command("serve")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
+@click.option("--quick", is_flag=True, help="Two requests: shows that it works, measures nothing of interest.")
+def serve(as_json: bool, quick: bool) -> None:
+    """Ask the demo MLLM the same in this process and behind Ray Serve, in turn.
+
+    Takes some minutes; requests take a second or more each.
+    """
+    from saga_ray.bench.serve import FULL, QUICK, bench_serve
+
+    with progress() as shown:
+        report = bench_serve(QUICK if quick else FULL, shown)
+    if as_json:
+        print_json(report)
+    else:
+        _print_serve(report)
+
+
+def _print_serve(report: dict[str, Any]) -> None:
+    request, seconds = report["request"], report["seconds"]
+    result(
+        f"{report['num_cores']} cores, requests of {request['pairs']} pairs, {request['answers_per_pair']} answers each; "
+        f"{request['bytes_sent'] / 1e6:.1f} MB there, {request['bytes_received'] / 1e6:.1f} MB back"
+    )
+    for place in ("local", "remote"):
+        result(f"{place:7} {statistics.median(seconds[place]):8.3f} s")
+    result(f"overhead of Ray Serve {100 * report['overhead']:.1f} % ({1000 * report['overhead_s']:.0f} ms)")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
@@ -65,7 +66,7 @@ class RemoteScorer:
         if self._identity is None:
             from saga_ray.scorer.identity import check_identity
 
-            told = self._ask(lambda: self._handle.describe.remote(self._json), dict)
+            told = self._ask(lambda name: self._handle.describe.remote(self._json), dict)
             check_identity(told, self._config, self._app or "the scorer")
             self._identity = told
         return self._identity
@@ -113,20 +114,25 @@ class RemoteScorer:
         from saga_ray.scorer.checks import check_result
 
         arrays = wire.request_to_arrays(part)
-        name, tokens = uuid.uuid4().hex, len(part.pairs) * tokens_per_pair
+        tokens = len(part.pairs) * tokens_per_pair
 
         def taken(reply: Mapping[str, Any]) -> ScoreResult:
             result = wire.result_from_arrays(reply)
             check_result(result, part)
             return result
 
-        return self._ask(lambda: self._handle.score.remote(self._json, name, tokens, arrays), taken)
+        return self._ask(lambda name: self._handle.score.remote(self._json, name, tokens, arrays), taken)
 
-    def _ask(self, call: Callable[[], Any], taken: Callable[[Mapping[str, Any]], Any]) -> Any:
-        """Ask until an answer can be taken; `taken` turns a reply into one, or raises BadReply."""
+    def _ask(self, call: Callable[[str], Any], taken: Callable[[Mapping[str, Any]], Any]) -> Any:
+        """Ask until an answer can be taken.
+
+        Args:
+            call: sends the question off under a name.
+            taken: turns a reply into an answer, or raises BadReply.
+        """
         from saga_ray.scorer.checks import BadReply
 
-        settings = self._config.scorer
+        settings, name = self._config.scorer, uuid.uuid4().hex
         cause: BaseException | None = None
         for attempt in range(settings.max_retries + 1):
             if cause is not None:
@@ -134,11 +140,13 @@ class RemoteScorer:
                 time.sleep(min(_LONGEST_PAUSE_S, 0.5 * 2**attempt))
                 self._check_there()
             try:
-                reply = self._once(call)
+                reply = self._once(partial(call, name))
                 if REFUSED in reply:
                     raise ValueError(str(reply[REFUSED]))
                 return taken(reply)
-            except (*_WORTH_A_RETRY, BadReply) as error:
+            except BadReply as error:
+                cause, name = error, uuid.uuid4().hex  # under its old name the replica would remember its answer
+            except _WORTH_A_RETRY as error:
                 cause = error
         raise ValueError(
             f"scorer.max_retries: the scorer did not answer {settings.max_retries + 1} times (scorer.timeout_s="

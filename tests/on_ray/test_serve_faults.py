@@ -145,7 +145,6 @@ def test_nonsense_is_not_taken_and_asked_again(
     orders.give("", nonsense)
     scorer = remote_scorer(app, config)
     scorer.score(request(1))
-    # Under a new name, since the replica would remember its first answer.
     assert_equal(local.score(request()), scorer.score(request()))
     assert orders.done == ["well", nonsense, "well"]
 
@@ -183,6 +182,7 @@ def test_event_loop_answers_while_the_model_computes(app: str, orders: Orders, c
     thread.join()
 
 
+@pytest.mark.slow
 def test_a_full_queue_makes_callers_wait_and_loses_nothing(
     ray_cluster: None, config: RunConfig, local: LocalScorer, tmp_path: Path
 ) -> None:
@@ -198,6 +198,7 @@ def test_a_full_queue_makes_callers_wait_and_loses_nothing(
         assert len(orders.done) == 8, "every question once"
 
 
+@pytest.mark.slow
 def test_a_service_that_is_taken_away_ends_in_a_sentence_at_once(
     ray_cluster: None, config: RunConfig, tmp_path: Path
 ) -> None:

@@ -282,7 +282,8 @@ class ScorerConfig(Config):
     max_retries: int = Field(3, ge=0)
     """Retries of a remote request before the run stops at its last checkpoint."""
     service: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    """Name of a running service (`saga-ray serve`) to ask, which other runs may ask as well; null starts one for this command."""
+    """Name of a running service (`saga-ray serve`) to ask, which other runs may ask as well; null starts one for this command.
+    Of no effect with --local."""
     tokens_per_request: int = Field(262144, ge=1)
     """Most tokens (prompts, and answers at their longest) of a remote request, and of those that a replica scores together:
     larger ones are split, smaller ones joined. With resources.max_scorers, a replica for each so many waiting tokens."""

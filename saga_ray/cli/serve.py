@@ -63,7 +63,7 @@ def command(
             cluster = stack.enter_context(connect([config]))
             shown.stage("loading the frozen MLLM")
             start_service(config, cluster, name)
-        _say_how_to_join(name, cluster.started)
+        _say_how_to_join(name, cluster.address, cluster.started)
         if cluster.started:
             _wait(name)
 
@@ -74,15 +74,12 @@ def _checked(name: str) -> str:
     return name
 
 
-def _say_how_to_join(name: str, started: bool) -> None:
-    import ray
-
+def _say_how_to_join(name: str, address: str, started: bool) -> None:
     say(f"{name} is ready. A run joins it with `--set scorer.service={name}`, and leaves it running:")
-    words = shell_quoted("saga-ray", "train", "demo", "--set", f"scorer.service={name}")
-    address = ray.get_runtime_context().gcs_address
-    result(f"RAY_ADDRESS={address} {words}" if started or os.environ.get("RAY_ADDRESS") else words)
-    stop = shell_quoted("saga-ray", "serve", "--stop", name)
-    say(f"End it with Ctrl-C, or `RAY_ADDRESS={address} {stop}`." if started else f"End it with `{stop}`.")
+    at = f"RAY_ADDRESS={address} " if started or os.environ.get("RAY_ADDRESS") else ""
+    result(at + shell_quoted("saga-ray", "train", "demo", "--set", f"scorer.service={name}"))
+    stop = at + shell_quoted("saga-ray", "serve", "--stop", name)
+    say(f"End it with Ctrl-C, or `{stop}`." if started else f"End it with `{stop}`.")
 
 
 def _wait(name: str) -> None:

@@ -51,6 +51,11 @@ class Cluster:
         """Label selector that brings `data`, `training` or `scoring` to its nodes, if there are such."""
         return placement(group, [node.get("Labels", {}) for node in ray.nodes() if node["Alive"]])
 
+    @property
+    def address(self) -> str:
+        """For RAY_ADDRESS of another process that joins."""
+        return ray.get_runtime_context().gcs_address
+
     def total(self) -> tuple[float, float]:
         """CPUs and GPUs that the cluster has now."""
         have = ray.cluster_resources()

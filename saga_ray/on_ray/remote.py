@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from saga_ray.config import RunConfig
@@ -184,8 +184,10 @@ def is_there(app: str) -> bool:
     """True if a Serve application of this name runs or is being started."""
     try:
         found = serve.status().applications.get(app)
-    except RayServeException:  # no Serve at all
+    except (RayServeException, ActorDiedError):  # no Serve at all, or no longer
         return False
+    except RayActorError:  # its controller is being started again: nothing is known
+        return True
     return found is not None and found.status not in ("DELETING", "NOT_STARTED")
 
 

@@ -148,16 +148,17 @@ def test_two_workers_equal_one_after_five_steps(ray_cluster: None, small_config:
 
 
 @pytest.mark.slow
-def test_a_worker_killed_at_work_changes_nothing_but_time(
-    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+@pytest.mark.parametrize("whose", ["trainer", "scorer"])
+def test_a_process_killed_at_work_changes_nothing_but_time(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path, whose: str
 ) -> None:
     class Killer(Heard):
-        """Ends the worker once, between two checkpoints."""
+        """Ends the process once, between two checkpoints."""
 
         def step(self, step: int, num_steps: int, metrics: dict) -> None:
             super().step(step, num_steps, metrics)
             if self.steps == [1, 2, 3]:
-                os.kill(int(metrics["trainer/process"].rsplit(":", 1)[1]), signal.SIGKILL)
+                os.kill(int(metrics[f"{whose}/process"].rsplit(":", 1)[1]), signal.SIGKILL)
 
     longer = _override(small_config, optim__steps=12)
     run_local(longer, tmp_path / "local", "saga")
@@ -165,7 +166,7 @@ def test_a_worker_killed_at_work_changes_nothing_but_time(
     run_on_ray([Job(longer, "saga")], tmp_path / "ray", killer)
     here, there = _steps(tmp_path / "local", "saga"), _steps(tmp_path / "ray", "saga")
     assert [_numbers(line) for line in here] == [_numbers(line) for line in there]
-    assert len({line["trainer/process"] for line in there}) == 2, "the worker was not ended before its last step"
+    assert len({line[f"{whose}/process"] for line in there}) == 2, "it was not ended before the last step"
     local, remote = _weights(tmp_path / "local", "saga"), _weights(tmp_path / "ray", "saga")
     assert all(torch.equal(local[name], remote[name]) for name in local)
 

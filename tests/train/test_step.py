@@ -207,9 +207,9 @@ def test_a_loss_that_is_not_a_number_stops_the_step_by_name(mllm: Path, dataset:
 @pytest.mark.parametrize("refill", [False, True])
 def test_a_scorer_elsewhere_works_meanwhile_and_changes_no_number(mllm: Path, dataset: Dataset, refill: bool) -> None:
     config = small_run_config(mllm, grpo__max_micro_batches=3, grpo__refill=refill, grpo__contributing_pairs=20)
-    local = LocalScorer(build_engine(config))
+    known = KnownScorer(contributes=lambda micro_batch, number: (micro_batch + number) % 2 == 0)
     found = []
-    for scorer in (local, Elsewhere(local)):
+    for scorer in (known, Elsewhere(known)):
         model = small_model(config, dataset)
         report = accumulate_gradients(model, stream(config, dataset), scorer, config, CPU, step=1)
         numbers = {k: v for k, v in report.metrics.items() if not k.startswith("seconds")}
@@ -221,5 +221,4 @@ def test_a_scorer_elsewhere_works_meanwhile_and_changes_no_number(mllm: Path, da
     steps = [0, 1, 2]
     ahead = [("sent", i) for i in steps] + [("waited", i) for i in steps]
     in_turn = [(what, i) for i in steps for what in ("sent", "waited")]
-    # The last one is waited for when it was sent, as nothing is left to do meanwhile but its own losses.
     assert scorer.story == (in_turn if refill else ahead)

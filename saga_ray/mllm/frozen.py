@@ -107,7 +107,9 @@ class FrozenMLLM:
 
     def full_layer(self, layer: int) -> int:
         """The layer nearest to `layer`, the earlier of two, that sees the whole prompt and not a window of it."""
-        kinds = getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"] * self.num_layers
+        kinds = (
+            getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"] * self.num_layers
+        )
         full = [number for number, kind in enumerate(kinds[: self.num_layers]) if kind == "full_attention"]
         return min(full or [layer], key=lambda number: abs(number - layer))
 

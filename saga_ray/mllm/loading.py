@@ -110,7 +110,9 @@ def check_folder(folder: Path) -> None:
     except (OSError, UnicodeDecodeError, ValueError, AttributeError):
         raise ValueError(f"mllm.path: {folder / 'config.json'} is not a JSON object; {_ELSEWHERE}") from None
     if reason := refusal_of(config):
-        raise ValueError(f"mllm.path: {folder} holds a model of family '{family}', which is refused: {reason}; {_ELSEWHERE}")
+        raise ValueError(
+            f"mllm.path: {folder} holds a model of family '{family}', which is refused: {reason}; {_ELSEWHERE}"
+        )
 
 
 def choose_device() -> torch.device:

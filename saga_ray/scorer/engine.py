@@ -69,7 +69,8 @@ class ScoringEngine:
         self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
         self.reads = Reads(mllm.num_levels, mllm.width)
         self._weights, self._code = mllm.weights_hash(), code_hash()
-        self._num_prompt_tokens = sum(len(mllm.tokenizer.encode(text, add_special_tokens=False)) for text in self.texts)
+        texts = [mllm.tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
+        self._num_prompt_tokens = sum(map(len, texts)) + 2 * len(mllm.family.closing_ids(mllm.model.config))
         self._process = f"{socket.gethostname()}:{os.getpid()}"
 
     def describe(self) -> dict[str, str]:
@@ -254,9 +255,9 @@ class ScoringEngine:
 
     def _check_length(self, layout: Layout) -> None:
         """Positions behind the last one that the MLLM was made for are never used."""
-        longest = self.mllm.model.config.text_config.max_position_embeddings
+        longest = getattr(self.mllm.model.config.get_text_config(), "max_position_embeddings", None)
         prompt = int(layout.positions_3C.max()) + 1
-        if prompt + self.max_new_tokens > longest:
+        if longest is not None and prompt + self.max_new_tokens > longest:
             raise ValueError(
                 f"grpo.max_new_tokens: {self.max_new_tokens} behind a prompt of {prompt} positions is longer than the {longest} "
                 f"that {self.mllm.folder} was made for (max_position_embeddings); lower it, data.image_size, or shorten the prompt"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from saga_ray.config import RunConfig
 from saga_ray.mllm.frozen import weights_hash
-from saga_ray.mllm.loading import check_folder, load_tokenizer, resolve_folder
-from saga_ray.mllm.prompt import prompt_texts
+from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer, resolve_folder
+from saga_ray.mllm.prompt import Prompt, prompt_texts
 from saga_ray.scorer.engine import code_hash, prompt_hash
 from saga_ray.scorer.prompt import prompt_in
 
@@ -27,9 +28,14 @@ def expected_identity(config: RunConfig) -> dict[str, str]:
     folder = resolve_folder(config.mllm)
     check_folder(folder)
     prompt = prompt_in(config, folder)
-    # A prompt that is given word by word needs no chat template.
-    texts = prompt.texts or prompt_texts(prompt, load_tokenizer(folder))
-    return {"weights": weights_hash(folder), "prompt": prompt_hash(texts), "code": code_hash()}
+    return {"weights": weights_hash(folder), "prompt": prompt_hash(_texts(prompt, folder)), "code": code_hash()}
+
+
+def _texts(prompt: Prompt, folder: Path) -> tuple[str, str, str]:
+    if prompt.texts is not None:  # given word by word: no chat template is needed
+        return prompt.texts
+    tokenizer = load_tokenizer(folder)
+    return prompt_texts(prompt, tokenizer, load_family(folder).marks(tokenizer))
 
 
 def check_identity(told: Mapping[str, str], config: RunConfig, where: str) -> None:

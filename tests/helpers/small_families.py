@@ -239,9 +239,7 @@ def _smolvlm(
         size = {"longest_edge": IMAGE_SIZE}
         pixels = images(size={"longest_edge": 2 * IMAGE_SIZE}, max_image_size=size, do_image_splitting=True, **PIXELS)
         more = {"video_processor": videos(size=size, max_image_size=size)} if videos is not None else {}
-        return processor(
-            image_processor=pixels, tokenizer=tokenizer, image_seq_len=4, chat_template=template, **more
-        )
+        return processor(image_processor=pixels, tokenizer=tokenizer, image_seq_len=4, chat_template=template, **more)
 
     crops_off = {"do_image_splitting": False, "size": {"longest_edge": IMAGE_SIZE}}
     roles = ("<|im_start|>{role}: ", "<end_of_utterance>\n")

@@ -45,7 +45,9 @@ def main() -> int:
         if name in recorder.failed:
             continue
         # Two digits are what is reproducible from machine to machine.
-        rounded = {key: float(f"{v:.1e}") if isinstance(v, float) else v for key, v in values.items() if key != "family"}
+        rounded = {
+            key: float(f"{v:.1e}") if isinstance(v, float) else v for key, v in values.items() if key != "family"
+        }
         families[name] = {"tests": recorder.num_passed[name], **dict(sorted(rounded.items()))}
     versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
     WRITTEN.write_text(json.dumps({**versions, "families": families}, indent=2) + "\n", encoding="utf-8")

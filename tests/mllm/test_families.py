@@ -29,7 +29,12 @@ from tests.helpers.scoring import relative
 from tests.helpers.small_families import HIDDEN, IMAGE_SIZE, SMALL_FAMILIES, small_family_folder
 
 # Of several lengths; the second is shorter than a window, the third longer than a pair's images.
-ANSWERS = ("hooked bill, barred wing: yes", "no", '{"bill":"straight","wing":"plain","bill":"hooked","same":"no"}', "plain")
+ANSWERS = (
+    "hooked bill, barred wing: yes",
+    "no",
+    '{"bill":"straight","wing":"plain","bill":"hooked","same":"no"}',
+    "plain",
+)
 PROMPT = Prompt("ornithologist", "bird", {"bill": None}, "same", "generic")
 POLICY = Policy(1.0, 1.0)
 
@@ -125,9 +130,7 @@ def test_native_tokens_injected_give_the_native_logits_under_the_native_prompt(
 
     prefix = mllm.prefill(levels_L2TD.permute(1, 0, 2, 3)[None], layout, mllm.constant_prefix(layout))
     fed = ids_1C[:, len(prompt) - 1 : -1]
-    hidden = mllm.run(
-        mllm.embed(fed), mllm.answer_positions(layout, fed.shape[1]), ResponseMemory(prefix.keys_values)
-    )
+    hidden = mllm.run(mllm.embed(fed), mllm.answer_positions(layout, fed.shape[1]), ResponseMemory(prefix.keys_values))
     error = relative(mllm.model.lm_head(hidden)[0], native_CV[len(prompt) - 1 : -1])
     record("native_logits", error)
     record("tested", told(mllm))

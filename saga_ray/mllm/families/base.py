@@ -80,7 +80,9 @@ class Family:
         """`position_ids` of `num_rows` equal prompts."""
         return positions_3C[:1].expand(num_rows, -1)
 
-    def library_inputs(self, model: PreTrainedModel, levels: Sequence[Sequence[Tensor]], ids_SC: Tensor) -> dict[str, Any]:
+    def library_inputs(
+        self, model: PreTrainedModel, levels: Sequence[Sequence[Tensor]], ids_SC: Tensor
+    ) -> dict[str, Any]:
         """Keyword arguments that hand visual tokens to the library's forward, made anew: the library changes them in place.
 
         Args:

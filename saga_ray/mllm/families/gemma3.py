@@ -27,7 +27,9 @@ class Gemma3(Family):
         by_kind = {kind: decoder.rotary_emb(hidden_SRD, positions_3R[:1], kind) for kind in dict.fromkeys(kinds)}
         return [by_kind[kind] for kind in kinds]
 
-    def library_inputs(self, model: PreTrainedModel, levels: Sequence[Sequence[Tensor]], ids_SC: Tensor) -> dict[str, Any]:
+    def library_inputs(
+        self, model: PreTrainedModel, levels: Sequence[Sequence[Tensor]], ids_SC: Tensor
+    ) -> dict[str, Any]:
         inputs = super().library_inputs(model, levels, ids_SC)
         return inputs | {"token_type_ids": (ids_SC == model.config.image_token_id).int()}
 

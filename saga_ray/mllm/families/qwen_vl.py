@@ -37,7 +37,9 @@ class DeepStack(GridPositions):
     def num_levels(self, config: PreTrainedConfig) -> int:
         return 1 + len(config.vision_config.deepstack_visual_indexes)
 
-    def library_inputs(self, model: PreTrainedModel, levels: Sequence[Sequence[Tensor]], ids_SC: Tensor) -> dict[str, Any]:
+    def library_inputs(
+        self, model: PreTrainedModel, levels: Sequence[Sequence[Tensor]], ids_SC: Tensor
+    ) -> dict[str, Any]:
         output = BaseModelOutputWithDeepstackFeatures(
             pooler_output=list(levels[0]), deepstack_features=[list(level) for level in levels[1:]]
         )

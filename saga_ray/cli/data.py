@@ -26,6 +26,8 @@ ABOUT = {
 }
 NUM_SHOWN = 10
 """Lines of each list that `check` prints; `--json` has them all."""
+NUM_OF_GROUP = 4
+"""Images of a group of equal ones that it names."""
 
 DATASET = click.option("--dataset", metavar="NAME", help="Which data set it is. [default: told by the files]")
 
@@ -92,7 +94,8 @@ def download_(name: str, out: str, everything: bool) -> None:
 def check_(root: str, dataset: str | None, assignments: tuple[str, ...], json_file: str | None) -> None:
     """Is the copy in ROOT usable? Counts its files, decodes every image, looks for duplicates.
 
-    The last line is `DATASET: usable`, `DATASET: partial, REASON` or, with exit code 2, `DATASET: unusable, REASON`.
+    The last line is `DATASET: usable`, `DATASET: partial, REASON; WHAT TO DO` or, with exit code 2, `DATASET: unusable, REASON; WHAT
+    TO DO`.
     """
     from saga_ray.configure import parse_assignments
     from saga_ray.data.check import UNUSABLE, check
@@ -117,14 +120,23 @@ def check_(root: str, dataset: str | None, assignments: tuple[str, ...], json_fi
 def prepare_(root: str, out: str, dataset: str | None, assignments: tuple[str, ...], shards: int | None) -> None:
     """Write the images in ROOT, as they are, into a few Parquet files that are read from disk, NFS or object storage."""
     from saga_ray.data import load_dataset
+    from saga_ray.data.places import Place
     from saga_ray.data.prepare import prepare
+    from saga_ray.data.shard_manifest import read_manifest
 
     name = _told_or_detected(root, dataset)
     config = _config(name, root, assignments)
     found = load_dataset(config)
     with stage("writing shards") as step:
         num_written = prepare(found, out, config.data, shards, step)
-    say(f"Wrote {num_written} shards." if num_written else "Everything was there already.")
+    if num_written:
+        say(f"Wrote {num_written} shards.")
+    else:
+        num_there = len(read_manifest(Place.open(out)).shards)
+        without_effect = (
+            "" if shards in (None, num_there) else f"; --shards {shards} changes nothing, delete {out} to write it anew"
+        )
+        say(f"{out} was finished before, in {num_there} shards{without_effect}.")
     result(f"{found.name} {found.fingerprint} {out}")
     partial = ("--set", "data.verify_counts=false") if found.partial else ()
     say(f"Train with: {shell_quoted('saga-ray', 'train', name, '--data-root', out, *partial)}")
@@ -237,10 +249,18 @@ def _print_report(report: Report) -> None:
         result(f"fingerprint {report.fingerprint}")
     across = f" ({report.num_equal_across} across classes or splits)" if report.num_equal_across else ""
     _print_list("cannot be decoded", [f"{image} ({split}): {why}" for split, image, why in report.broken])
-    _print_list(f"groups of equal files{across}", [" = ".join(group) for group in report.equal])
+    _print_list(f"groups of equal files{across}", [_group_line(group) for group in report.equal])
     near = [f"{a} ~ {b} ({distance} of 64 bits differ)" for a, b, distance in report.near]
     _print_list("look like an image of another split", near)
-    _print_list("odd", [f"{name}: {what}" for name, what in report.odd])
+    for kind in dict.fromkeys(one.kind for one in report.odd):
+        _print_list(f"odd ({kind})", [f"{one.image}: {one.what}" for one in report.odd if one.kind == kind])
+    for warning in report.warnings:
+        result(f"warning: {warning}")
+
+
+def _group_line(group: list[str]) -> str:
+    more = f" = ... ({len(group):,} in all; --json FILE has them all)" if len(group) > NUM_OF_GROUP else ""
+    return " = ".join(group[:NUM_OF_GROUP]) + more
 
 
 def _print_list(title: str, lines: list[str]) -> None:

@@ -31,7 +31,8 @@ def load_dataset(config: RunConfig) -> Dataset:
 def _read(config: RunConfig) -> Dataset:
     # Imported here: a run needs one reader, and `import saga_ray.data` must stay quick.
     if config.dataset != "demo":
-        from saga_ray.data.shards import is_prepared, prepared_dataset
+        from saga_ray.data.shard_manifest import is_prepared
+        from saga_ray.data.shards import prepared_dataset
 
         if is_prepared(config.data.root):
             return prepared_dataset(config)

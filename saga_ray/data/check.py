@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,8 +13,9 @@ from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.data.duplicates import equal_files, near_duplicates
 from saga_ray.data.images import EXTENSIONS
-from saga_ray.data.scan import SPLITS, Progress, Seen, scan
+from saga_ray.data.scan import Progress, Seen, scan
 from saga_ray.data.sources import FolderSource
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset
 
 USABLE, PARTIAL, UNUSABLE = "usable", "partial", "unusable"
@@ -24,6 +25,22 @@ MAX_ASPECT = 4.0
 _ENDINGS = {"JPEG": (".jpg", ".jpeg"), "PNG": (".png",), "WEBP": (".webp",), "GIF": (".gif",), "BMP": (".bmp",)}
 
 
+NOT_LISTED = "not listed"
+ODD_KINDS = (
+    "named after another format", "small", "long", "unusual pixels", "several frames", "turned by EXIF", NOT_LISTED,
+)  # fmt: skip
+
+
+class Odd(NamedTuple):
+    """Something that changes no verdict and that one may want to know."""
+
+    kind: str
+    """One of `ODD_KINDS`."""
+    image: str
+    """Image or file."""
+    what: str
+
+
 @dataclass
 class Report:
     """What a check found."""
@@ -31,6 +48,7 @@ class Report:
     dataset: str
     verdict: str
     reason: str = ""
+    """Why it is not simply usable, and what to do."""
     counts: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Split to (classes, images)."""
     fingerprint: str = ""
@@ -42,8 +60,10 @@ class Report:
     """Groups of them that stand in more than one class or split."""
     near: list[tuple[str, str, int]] = field(default_factory=list)
     """(image, image of another split, bits of the perceptual hash that differ)."""
-    odd: list[tuple[str, str]] = field(default_factory=list)
-    """(image or file, what is odd about it)."""
+    odd: list[Odd] = field(default_factory=list)
+    """In the order of their kinds."""
+    warnings: list[str] = field(default_factory=list)
+    """What a usable set is not good for."""
 
     @property
     def line(self) -> str:
@@ -89,7 +109,12 @@ def check(
     announce("looking for duplicates")
     report.broken = [(split, dataset.split(split).source.name(row), seen.broken) for split, row, seen in images if seen.broken]  # fmt: skip
     _find_duplicates(dataset, images, report)
-    report.odd = [*_odd_images(dataset, images), *_unlisted_files(dataset)]
+    odd = [*_odd_images(dataset, images), *_unlisted_files(dataset)]
+    report.odd = sorted(odd, key=lambda one: ODD_KINDS.index(one.kind))
+    if not report.counts["validation"][0]:
+        report.warnings.append(
+            "no class is left for validation, so sweeps and studies have nothing to choose on; add classes that train, three are the least"
+        )
     _judge(report, reason, configs[0].data.max_broken_share)
     return report
 
@@ -102,13 +127,17 @@ def _load(strict: RunConfig, lenient: RunConfig, name: str) -> tuple[Dataset, st
         dataset = load_dataset(strict)
     except ValueError as error:
         return load_dataset(lenient), _short(error, name)
-    return dataset, "its counts are not those that its owner published" if dataset.partial else ""
+    if not dataset.partial:
+        return dataset, ""
+    return (
+        dataset,
+        "its counts are not those that its owner published; complete the copy, or see its rows marked partial",
+    )
 
 
 def _short(error: ValueError, name: str) -> str:
-    """A refusal's sentence without the key in front of it and the ways out behind it."""
-    sentence = str(error).splitlines()[0].removeprefix("data.root: ").removeprefix(f"{name}: ")
-    return sentence.rpartition("; ")[0] or sentence
+    """A refusal's sentence, with the ways out, without the key in front of it."""
+    return str(error).splitlines()[0].removeprefix("data.root: ").removeprefix(f"{name}: ")
 
 
 def _judge(report: Report, partial: str, max_broken_share: float) -> None:
@@ -116,15 +145,18 @@ def _judge(report: Report, partial: str, max_broken_share: float) -> None:
     num_others = len(report.broken) - num_train
     if num_others:
         report.verdict = UNUSABLE
-        report.reason = f"{_count(num_others, 'image')} of validation and test classes cannot be decoded"
+        report.reason = f"{_count(num_others, 'image')} of validation and test classes cannot be decoded; replace or remove the files"
     elif num_train > max_broken_share * report.counts["train"][1]:
         report.verdict = UNUSABLE
-        report.reason = f"{_count(num_train, 'training image')} cannot be decoded, more than data.max_broken_share={max_broken_share}"
+        report.reason = (
+            f"{_count(num_train, 'training image')} cannot be decoded, more than data.max_broken_share={max_broken_share}; replace or "
+            f"remove the files, or raise data.max_broken_share"
+        )
     elif partial:
         report.verdict, report.reason = PARTIAL, partial
     elif num_train:
         report.verdict = PARTIAL
-        report.reason = f"{_count(num_train, 'training image')} cannot be decoded and others take their place"
+        report.reason = f"{_count(num_train, 'training image')} cannot be decoded and others take their place; replace the files to train on all"
 
 
 def _count(number: int, noun: str) -> str:
@@ -151,32 +183,33 @@ def _find_duplicates(dataset: Dataset, images: list[tuple[str, int, Seen]], repo
     ]
 
 
-def _odd_images(dataset: Dataset, images: list[tuple[str, int, Seen]]) -> Iterator[tuple[str, str]]:
+def _odd_images(dataset: Dataset, images: list[tuple[str, int, Seen]]) -> Iterator[Odd]:
     for split, row, seen in images:
         source = dataset.split(split).source
-        for what in _odd_things(seen, source.file_name(row)):
-            yield source.name(row), what
+        for kind, what in _odd_things(seen, source.file_name(row)):
+            yield Odd(kind, source.name(row), what)
 
 
-def _odd_things(seen: Seen, name: str) -> Iterator[str]:
+def _odd_things(seen: Seen, name: str) -> Iterator[tuple[str, str]]:
+    """(kind, what) of an image."""
     if not seen.format:
         return
     ending = Path(name).suffix.lower()
     if ending in EXTENSIONS and ending not in _ENDINGS.get(seen.format, ()):
-        yield f"is {seen.format} under the name of {ending}"
+        yield "named after another format", f"is {seen.format} under the name of {ending}"
     if min(seen.width, seen.height) < MIN_SIDE:
-        yield f"is {seen.width} x {seen.height} pixels"
+        yield "small", f"is {seen.width} x {seen.height} pixels"
     elif max(seen.width, seen.height) > MAX_ASPECT * min(seen.width, seen.height):
-        yield f"is {seen.width} x {seen.height} pixels, and will be squeezed to a square"
+        yield "long", f"is {seen.width} x {seen.height} pixels, and will be squeezed to a square"
     if seen.mode not in ("RGB", "L"):
-        yield f"has the mode {seen.mode}"
+        yield "unusual pixels", f"has the mode {seen.mode}"
     if seen.num_frames > 1:
-        yield f"has {seen.num_frames} frames, of which the first is used"
+        yield "several frames", f"has {seen.num_frames} frames, of which the first is used"
     if seen.is_turned:
-        yield "is turned as its EXIF orientation says"
+        yield "turned by EXIF", "is turned as its EXIF orientation says"
 
 
-def _unlisted_files(dataset: Dataset) -> Iterator[tuple[str, str]]:
+def _unlisted_files(dataset: Dataset) -> Iterator[Odd]:
     """Files beside images of the data set that are none of them."""
     listed: dict[Path, set[str]] = {}
     for split in SPLITS:
@@ -188,4 +221,4 @@ def _unlisted_files(dataset: Dataset) -> Iterator[tuple[str, str]]:
     for folder in sorted(listed):
         for path in sorted(folder.iterdir()):
             if path.name not in listed[folder] and path.is_file():
-                yield str(path), "lies among the images and is not listed"
+                yield Odd(NOT_LISTED, str(path), "lies among the images and is not listed")

@@ -11,7 +11,7 @@ from saga_ray.data.archives import ENDINGS
 from saga_ray.data.images import EXTENSIONS
 from saga_ray.data.parquet import holds_parquet
 from saga_ray.data.places import Place, is_address
-from saga_ray.data.shards import is_prepared, read_manifest
+from saga_ray.data.shard_manifest import is_prepared, read_manifest
 
 _SPECIES = re.compile(r"\d{5}_Animalia_Chordata_Aves_.+")
 _INAT_FOLDERS = ("", "train_mini", "2021_train_mini", "train", "2021_train")
@@ -59,7 +59,7 @@ def detect(root: str) -> Detected:
     """
     if is_prepared(root):
         place = Place.open(root)
-        return Detected(read_manifest(place)["dataset"], "prepared shards")
+        return Detected(read_manifest(place).dataset, "prepared shards")
     if holds_parquet(root):
         return Detected("folder", "Parquet files")
     if is_address(root):

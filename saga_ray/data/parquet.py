@@ -27,8 +27,8 @@ from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import EXTENSIONS
 from saga_ray.data.places import Place, without_password
 from saga_ray.data.row_groups import ParquetSource, forget, image_bytes, opened, read_group
-from saga_ray.data.shards import SPLITS, Listed
-from saga_ray.data.splits import carve_validation, first_half
+from saga_ray.data.shards import Listed
+from saga_ray.data.splits import SPLITS, carve_validation, first_half
 from saga_ray.data.tree import Found, check_classes
 from saga_ray.types import Dataset, ImageTable
 

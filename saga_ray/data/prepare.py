@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import threading
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from pydantic import ValidationError
 
 from saga_ray.config import DataConfig
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import PREPROCESSING
 from saga_ray.data.places import Place
+from saga_ray.data.scan import num_cpus
 from saga_ray.data.shard_files import AllRows, Count, Progress, Stopped, describe_shard, write_shard
-from saga_ray.data.shards import FORMAT, INDEX, MANIFEST, SPLITS, UNFINISHED, ShardSource, tables_of
+from saga_ray.data.shard_manifest import FORMAT, INDEX, MANIFEST, UNFINISHED, Begun, ShardManifest, what_is_wrong
+from saga_ray.data.shards import ShardSource, tables_of
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+Form = TypeVar("Form", Begun, ShardManifest)
 
 SHARDS_PER_CPU = 3
 """Readers of a cluster get work of their own each, and files stay large."""
@@ -55,8 +60,8 @@ def prepare(dataset: Dataset, out: str, data: DataConfig, num_shards: int | None
     if plan is None:
         return 0
     rows = AllRows(dataset)
-    bounds = np.linspace(0, len(rows), plan["num_shards"] + 1).round().astype(int).tolist()
-    names = [f"images-{i:05d}-of-{plan['num_shards']:05d}.parquet" for i in range(plan["num_shards"])]
+    bounds = np.linspace(0, len(rows), plan.num_shards + 1).round().astype(int).tolist()
+    names = [f"images-{i:05d}-of-{plan.num_shards:05d}.parquet" for i in range(plan.num_shards)]
     _check_room(place, rows, names, bounds)
     described = _write_all(place, rows, names, bounds, Count(len(rows), progress))
     tables = [
@@ -86,7 +91,7 @@ def _write_all(
         return *describe_shard(place, names[number]), True
 
     # Threads: reading, hashing and writing wait for disks or let others run meanwhile.
-    with ThreadPoolExecutor(max_workers=_num_cpus()) as pool:
+    with ThreadPoolExecutor(max_workers=num_cpus()) as pool:
         jobs = [pool.submit(one, number) for number in range(len(names))]
         try:
             wait(jobs, return_when=FIRST_EXCEPTION)
@@ -99,10 +104,6 @@ def _write_all(
     return [job.result() for job in jobs]
 
 
-def _num_cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _checked_place(out: str) -> Place:
     place = Place.open(out)
     if place.is_local and Path(place.path).exists() and not Path(place.path).is_dir():
@@ -110,7 +111,7 @@ def _checked_place(out: str) -> Place:
     return place
 
 
-def _plan(dataset: Dataset, place: Place, validation_share: float, num_shards: int | None) -> dict[str, Any] | None:
+def _plan(dataset: Dataset, place: Place, validation_share: float, num_shards: int | None) -> Begun | None:
     """What is to be written, new or as it was begun; None if it is all there."""
     wanted = {
         "format": FORMAT,
@@ -119,27 +120,27 @@ def _plan(dataset: Dataset, place: Place, validation_share: float, num_shards: i
         "validation_share": validation_share,
     }
     found = set(place.list())
-    for name in (MANIFEST, UNFINISHED):
+    for name, form in ((MANIFEST, ShardManifest), (UNFINISHED, Begun)):
         if name not in found:
             continue
-        begun = _json(place, name)
-        if any(begun.get(key) != value for key, value in wanted.items()):
+        begun = _read(place, name, form)
+        if any(getattr(begun, key) != value for key, value in wanted.items()):
             raise ValueError(
-                f"--out {place.shown}: holds shards of other data ('{begun.get('dataset')}', fingerprint {begun.get('fingerprint')}, "
+                f"--out {place.shown}: holds shards of other data ('{begun.dataset}', fingerprint {begun.fingerprint}, "
                 f"here '{dataset.name}', {dataset.fingerprint}); name a new or empty folder"
             )
-        if name == MANIFEST:
-            if UNFINISHED in found:  # killed in the last moment
-                place.delete(UNFINISHED)
-            return None
-        return begun
+        if isinstance(begun, Begun):
+            return begun
+        if UNFINISHED in found:  # killed in the last moment
+            place.delete(UNFINISHED)
+        return None
     others = sorted(found) or (_sub_folders(place) if place.is_local else [])
     if others:
         raise ValueError(f"--out {place.shown}: is not empty (it holds {others[0]}); name a new or empty folder")
     num_images = sum(len(dataset.split(split)) for split in SPLITS)
-    plan = wanted | {"num_shards": max(1, min(num_shards or SHARDS_PER_CPU * _num_cpus(), num_images))}
+    plan = Begun(**wanted, num_shards=max(1, min(num_shards or SHARDS_PER_CPU * num_cpus(), num_images)))
     with place.writing(UNFINISHED) as stream:
-        stream.write(json.dumps(plan, indent=2).encode())
+        stream.write(plan.model_dump_json(indent=2).encode())
     return plan
 
 
@@ -148,12 +149,12 @@ def _sub_folders(place: Place) -> list[str]:
     return sorted(entry.name for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
 
 
-def _json(place: Place, name: str) -> dict[str, Any]:
+def _read(place: Place, name: str, form: type[Form]) -> Form:
     try:
-        return dict(json.loads(place.read(name)))
-    except (ValueError, TypeError):
+        return form.model_validate(json.loads(place.read(name)))
+    except (json.JSONDecodeError, UnicodeDecodeError, ValidationError) as error:
         raise ValueError(
-            f"--out {place.shown}: {name} is damaged; delete the folder and type the command again"
+            f"--out {place.shown}: {name} is damaged ({what_is_wrong(error)}); delete the folder and type the command again"
         ) from None
 
 
@@ -191,7 +192,7 @@ def _constant(value: int, length: int) -> Any:
 def _finish(
     place: Place,
     dataset: Dataset,
-    plan: dict[str, Any],
+    plan: Begun,
     tables: list[pa.Table],
     shards: list[dict[str, Any]],
     image_size: int,
@@ -207,24 +208,24 @@ def _finish(
     sink, index = pa.BufferOutputStream(), pa.concat_tables(tables)
     pq.write_table(index, sink, compression="zstd")
     content = sink.getvalue().to_pybytes()
-    manifest = {
-        **{key: value for key, value in plan.items() if key != "num_shards"},
-        "partial": dataset.partial,
-        "preprocessing": PREPROCESSING,
-        "cut_bottom": getattr(dataset.train.source, "cut_bottom", 0),
-        "num_images": {split: len(dataset.split(split)) for split in SPLITS},
-        "classes": {split: list(dataset.split(split).class_names) for split in SPLITS},
-        "attribute_names": list(dataset.attribute_names),
-        "attribute_values": [list(values) for values in dataset.attribute_values],
-        "index_sha256": hashlib.sha256(content).hexdigest(),
-        "shards": shards,
-    }
+    manifest = ShardManifest(
+        **plan.model_dump(exclude={"num_shards"}),
+        partial=dataset.partial,
+        preprocessing=PREPROCESSING,
+        cut_bottom=getattr(dataset.train.source, "cut_bottom", 0),
+        num_images={split: len(dataset.split(split)) for split in SPLITS},
+        classes={split: list(dataset.split(split).class_names) for split in SPLITS},
+        attribute_names=list(dataset.attribute_names),
+        attribute_values=[list(values) for values in dataset.attribute_values],
+        index_sha256=hashlib.sha256(content).hexdigest(),
+        shards=shards,
+    )
     listed, _ = tables_of(index, manifest, place.shown)
     if dataset_fingerprint(listed, image_size) != dataset.fingerprint:
         raise ValueError(
             f"--out {place.shown}: the images were changed while they were prepared; delete the folder and type the command again"
         )
-    for name, text in ((INDEX, content), (MANIFEST, json.dumps(manifest, indent=2).encode())):
+    for name, text in ((INDEX, content), (MANIFEST, manifest.model_dump_json(indent=2).encode())):
         with place.writing(name) as stream:
             stream.write(text)
     place.delete(UNFINISHED)

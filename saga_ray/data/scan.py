@@ -17,9 +17,9 @@ from PIL import Image
 
 from saga_ray.data.duplicates import FLAT, perceptual_hash
 from saga_ray.data.images import FORMATS, BrokenImageError, open_rgb
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset, FileSource
 
-SPLITS = ("train", "validation", "test")
 _CHUNK = 32
 _FEW = 256
 """So few images are looked at sooner here than in processes that must start first."""
@@ -155,6 +155,8 @@ def examine(content: bytes, cut_bottom: int = 0, decode: bool = True) -> Seen:
             image = open_rgb(io.BytesIO(content))
         if image.height <= cut_bottom:
             return Seen(**known | {"broken": f"only {image.height} pixels high, and {cut_bottom} are cut off below"})
-        return Seen(**known, phash=perceptual_hash(image))
+        # What all pictures of a set show below, its owner's banner, makes none of them alike.
+        shown = image.crop((0, 0, image.width, image.height - cut_bottom)) if cut_bottom else image
+        return Seen(**known, phash=perceptual_hash(shown))
     except BrokenImageError as error:
         return Seen(**known | {"broken": error.reason})

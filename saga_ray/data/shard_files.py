@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saga_ray.data.places import Place
-from saga_ray.data.shards import SPLITS
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:

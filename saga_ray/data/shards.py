@@ -9,18 +9,19 @@ unpacked, and memory does not grow with the data. Any Parquet library reads the 
 from __future__ import annotations
 
 import hashlib
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.places import Place, without_password
+from saga_ray.data.shard_manifest import ShardManifest, damaged_shard, read_index, read_manifest
 from saga_ray.data.sources import decode_rows
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
 
     from saga_ray.config import RunConfig
 
-FORMAT = "saga-ray shards 1"
-MANIFEST, INDEX, UNFINISHED = "manifest.json", "index.parquet", "unfinished.json"
-SPLITS = ("train", "validation", "test")
 _OPEN_FILES = 256
 
 
@@ -65,9 +63,11 @@ class ShardSource:
         try:
             content = _opened(self.root, shard).read_at(length, int(self.offset_N[row]))
         except OSError as error:
-            raise _damaged(self.root, shard, str(error)) from None
+            raise damaged_shard(without_password(self.root), shard, str(error)) from None
         if len(content) != length or zlib.crc32(content) != int(self.crc_N[row]):
-            raise _damaged(self.root, shard, f"image {self.names[row]} has other bytes than when it was prepared")
+            raise damaged_shard(
+                without_password(self.root), shard, f"image {self.names[row]} has other bytes than when it was prepared"
+            )
         return content
 
     def size_of(self, row: int) -> int:
@@ -101,12 +101,6 @@ def _opened(root: str, shard: str) -> NativeFile:
     return Place.open(root).open_file(shard)
 
 
-def _damaged(root: str, file: str, why: str) -> ValueError:
-    return ValueError(
-        f"data.root: {without_password(root).rstrip('/')}/{file}: the shard is damaged ({why}); copy it again, or delete the folder and prepare it again"
-    )
-
-
 @dataclass(frozen=True)
 class Listed:
     """Stands in for a source when a fingerprint is taken: sizes and digests that are known already."""
@@ -124,57 +118,6 @@ class Listed:
         return self.sha256_N[row].hex()
 
 
-def is_prepared(root: str | None) -> bool:
-    """True for a folder that `saga-ray data prepare` wrote, or began to write.
-
-    Raises:
-        ValueError: for an address that cannot be opened.
-    """
-    if root is None:
-        return False
-    place = Place.open(root)
-    return (place.has(MANIFEST) and place.has(INDEX)) or place.has(UNFINISHED)
-
-
-def read_manifest(place: Place) -> dict[str, Any]:
-    """What was prepared.
-
-    Raises:
-        ValueError: for a preparation that was not finished, or a manifest that is damaged or of another version.
-    """
-    if not place.has(MANIFEST):
-        raise ValueError(
-            f"data.root: {place.shown}: the shards are not finished; type the same `saga-ray data prepare` again to go on"
-        )
-    try:
-        manifest = json.loads(place.read(MANIFEST))
-        form = manifest["format"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"data.root: {place.shown}/{MANIFEST}: is damaged; copy it again, or delete the folder and prepare it again"
-        ) from None
-    if form != FORMAT:
-        raise ValueError(
-            f"data.root: {place.shown}/{MANIFEST}: is of format '{form}', and this version reads '{FORMAT}'; prepare it again"
-        )
-    return manifest
-
-
-def read_index(place: Place, manifest: dict[str, Any]) -> pa.Table:
-    """A line per image, in the order of the tables train, validation and test.
-
-    Raises:
-        ValueError: if the file is not the one that the manifest names.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    content = place.read(INDEX)
-    if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
-        raise _damaged(place.shown, INDEX, "its SHA-256 is not the manifest's")
-    return pq.read_table(pa.BufferReader(content))
-
-
 def prepared_dataset(config: RunConfig) -> Dataset:
     """The data set that was prepared: tables, fingerprint and pixels equal those of the files it was made from.
 
@@ -189,34 +132,34 @@ def prepared_dataset(config: RunConfig) -> Dataset:
     _check_wanted(config, manifest, place)
     index = read_index(place, manifest)
     sizes = place.list()
-    for shard in manifest["shards"]:
-        found = sizes.get(shard["file"])
-        if found != shard["bytes"]:
-            why = "it is missing" if found is None else f"it has {found:,} bytes instead of {shard['bytes']:,}"
-            raise _damaged(place.shown, shard["file"], why)
+    for shard in manifest.shards:
+        found = sizes.get(shard.file)
+        if found != shard.bytes:
+            why = "it is missing" if found is None else f"it has {found:,} bytes instead of {shard.bytes:,}"
+            raise damaged_shard(place.shown, shard.file, why)
     listed, tables = tables_of(index, manifest, config.data.root)
     return Dataset(
-        manifest["dataset"],
+        manifest.dataset,
         **tables,
         fingerprint=dataset_fingerprint(listed, config.data.image_size),
-        partial=manifest["partial"],
-        attribute_names=tuple(manifest["attribute_names"]),
-        attribute_values=tuple(map(tuple, manifest["attribute_values"])),
+        partial=manifest.partial,
+        attribute_names=tuple(manifest.attribute_names),
+        attribute_values=tuple(map(tuple, manifest.attribute_values)),
     )
 
 
-def _check_wanted(config: RunConfig, manifest: dict[str, Any], place: Place) -> None:
-    name = manifest["dataset"]
+def _check_wanted(config: RunConfig, manifest: ShardManifest, place: Place) -> None:
+    name = manifest.dataset
     if name != config.dataset:
         raise ValueError(
             f"data.root: {place.shown} holds the shards of '{name}', not of '{config.dataset}'; name the data set '{name}', or another folder"
         )
-    if manifest["partial"] and config.data.verify_counts:
+    if manifest.partial and config.data.verify_counts:
         raise ValueError(
             f"data.root: {name}: the shards in {place.shown} were prepared from files whose counts differ from the published ones; "
             f"prepare a complete copy, or go on with --set data.verify_counts=false (rows are then marked partial)"
         )
-    share = manifest["validation_share"]
+    share = manifest.validation_share
     if share != config.data.validation_share:
         raise ValueError(
             f"data.validation_share: {config.data.validation_share}, but {place.shown} was split with {share}; set it to {share}, "
@@ -225,35 +168,35 @@ def _check_wanted(config: RunConfig, manifest: dict[str, Any], place: Place) -> 
 
 
 def tables_of(
-    index: pa.Table, manifest: dict[str, Any], root: str
+    index: pa.Table, manifest: ShardManifest, root: str
 ) -> tuple[dict[str, ImageTable], dict[str, ImageTable]]:
     """Tables by split for a fingerprint, which know sizes and digests, and those that load images."""
     pairs = {split: _table(index, split, manifest, root) for split in SPLITS}
     return {split: pair[0] for split, pair in pairs.items()}, {split: pair[1] for split, pair in pairs.items()}
 
 
-def _table(index: pa.Table, split: str, manifest: dict[str, Any], root: str) -> tuple[ImageTable, ImageTable]:
+def _table(index: pa.Table, split: str, manifest: ShardManifest, root: str) -> tuple[ImageTable, ImageTable]:
     import pyarrow.compute as pc
 
     rows = index.filter(pc.equal(index["split"], split))
     image_ids = tuple(rows["image_id"].to_pylist())
     columns = {name: rows[name].to_numpy() for name in ("label", "shard", "offset", "length", "crc32")}
-    width = len(manifest["attribute_names"])
+    width = len(manifest.attribute_names)
     attributes = rows["attributes"].to_pylist() if "attributes" in rows.column_names else None
     source = ShardSource(
         root,
-        tuple(shard["file"] for shard in manifest["shards"]),
+        tuple(shard.file for shard in manifest.shards),
         columns["shard"].astype(np.int32),
         columns["offset"].astype(np.int64),
         columns["length"].astype(np.int64),
         columns["crc32"].astype(np.uint32),
         image_ids,
-        manifest["cut_bottom"],
+        manifest.cut_bottom,
     )
     table = ImageTable(
         image_ids=image_ids,
         labels_N=columns["label"].astype(np.int64),
-        class_names=tuple(manifest["classes"][split]),
+        class_names=tuple(manifest.classes[split]),
         source=source,
         truth_NA=None if attributes is None else np.array(attributes, np.int64).reshape(len(image_ids), width),
     )

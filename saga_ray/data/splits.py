@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+SPLITS = ("train", "validation", "test")
+"""The tables of every data set, in this order."""
+
 
 def carve_validation(num_classes: int, share: float) -> tuple[list[int], list[int]]:
     """Hold back `share` of the training classes as validation classes, spread evenly over their order.

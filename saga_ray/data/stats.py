@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from saga_ray.data.scan import SPLITS, Progress, scan
+from saga_ray.data.scan import Progress, scan
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)

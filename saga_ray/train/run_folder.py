@@ -17,6 +17,7 @@ from typing import Any, Literal
 from saga_ray import __version__
 from saga_ray.config import RunConfig
 from saga_ray.configure import check_run_name, flat, from_yaml, to_yaml
+from saga_ray.data.places import without_password
 from saga_ray.storage import Storage
 
 CONFIG, ENVIRONMENT, RESULT = "config.yaml", "environment.json", "result.json"
@@ -65,7 +66,10 @@ class RunFolder:
         path = f"{self.storage.uri}/{CONFIG}"
         changed = changed_values(from_yaml(text, path), config)
         if changed:
-            named = "; ".join(f"{key}: {old} there, {new} now" for key, (old, new) in changed.items())
+            named = "; ".join(
+                f"{key}: {without_password(str(old))} there, {without_password(str(new))} now"
+                for key, (old, new) in changed.items()
+            )
             raise ValueError(
                 f"--name {self.name}: {self.storage.uri} holds a run with another configuration ({named}); "
                 f"choose another --name, or delete that folder"

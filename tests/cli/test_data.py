@@ -88,7 +88,10 @@ def test_scores_from_shards_are_equal(type_: Type, pictures: Path) -> None:
     said = type_("data", "prepare", str(pictures), "--out", "shards", "--shards", "3")
     assert said.code == 0 and said.out.split()[0] == "folder"
     assert "saga-ray train folder --data-root shards" in said.err
-    assert type_("data", "prepare", str(pictures), "--out", "shards").out == said.out
+    again = type_("data", "prepare", str(pictures), "--out", "shards")
+    assert again.out == said.out and "shards was finished before, in 3 shards." in again.err
+    again = type_("data", "prepare", str(pictures), "--out", "shards", "--shards", "5")
+    assert "in 3 shards; --shards 5 changes nothing, delete shards to write it anew" in again.err
     assert type_("data", "check", "shards").out.splitlines()[-1] == "folder: usable"
     small = (
         "--set",
@@ -163,3 +166,21 @@ def test_help_names_files_checksums_and_steps(type_: Type) -> None:
     said = type_("data", "help", "cars")
     for part in ("979,269,282 bytes", "065e5b463ae28d29e77c1b4b166cfe61", "steps:", "other layouts", "names.csv"):
         assert part in said.out
+
+
+def test_long_lists_are_cut_and_odd_files_stand_by_their_kind(type_: Type, pictures: Path) -> None:
+    for number in range(30):
+        (pictures / "class0" / f"copy{number}.png").write_bytes((pictures / "class0" / "0.png").read_bytes())
+        (pictures / "class1" / f"note{number:02d}.txt").write_text("x")
+    Image.new("RGB", (40, 300)).save(pictures / "class2" / "long.png")
+    said = type_("data", "check", str(pictures), "--json", "found.json")
+    lines = said.out.splitlines()
+    assert lines[-1] == "folder: usable" and max(map(len, lines)) < 400
+    [group] = [line for line in lines if "= ..." in line]
+    assert group.count(" = ") == 4 and "(31 in all; --json FILE has them all)" in group
+    titles = [line for line in lines if " odd (" in line]
+    assert titles[-2:] == ["1 odd (long):", "30 odd (not listed):"]
+    found = json.loads(Path("found.json").read_text())
+    assert len(found["equal"][0]) == 31 and sorted({odd[0] for odd in found["odd"]} - {"long", "small"}) == [
+        "not listed"
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,8 +14,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from saga_ray.data import load_dataset
-from saga_ray.data.check import Report, check
+from saga_ray.data.check import ODD_KINDS, Report, check
 from saga_ray.data.detect import detect
+from saga_ray.data.duplicates import perceptual_hash
 from saga_ray.data.scan import examine, scan
 from saga_ray.data.stats import lines, statistics
 from tests.data.test_shards import AVES, BIRDS, CARS, OTHERS, config_of, prepared
@@ -128,17 +130,24 @@ def test_a_broken_image_of_the_queried_classes_makes_it_unusable(pictures: Path)
     victim = pictures / "class 7" / "0.jpg"
     victim.write_bytes(victim.read_bytes()[:200])
     report = checked(pictures)
-    assert report.line == "folder: unusable, 1 image of validation and test classes cannot be decoded"
+    assert (
+        report.line
+        == "folder: unusable, 1 image of validation and test classes cannot be decoded; replace or remove the files"
+    )
     assert [(split, Path(image)) for split, image, _ in report.broken] == [("test", victim)]
 
 
 def test_broken_training_images_are_allowed_up_to_a_share(pictures: Path) -> None:
     (pictures / "class 0" / "0.jpg").write_bytes(b"")
     assert checked(pictures).line == (
-        "folder: unusable, 1 training image cannot be decoded, more than data.max_broken_share=0.001"
+        "folder: unusable, 1 training image cannot be decoded, more than data.max_broken_share=0.001; replace or remove the files, "
+        "or raise data.max_broken_share"
     )
     lenient = checked(pictures, **{"data.max_broken_share": 0.1})
-    assert lenient.line == "folder: partial, 1 training image cannot be decoded and others take their place"
+    assert (
+        lenient.line
+        == "folder: partial, 1 training image cannot be decoded and others take their place; replace the files to train on all"
+    )
 
 
 def test_duplicates_are_found_within_and_across_splits(pictures: Path) -> None:
@@ -171,12 +180,14 @@ def test_odd_files_are_listed_and_change_nothing(pictures: Path) -> None:
     exif[0x0112] = 6
     Image.new("RGB", (50, 60)).save(pictures / "class 5" / "turned.jpg", exif=exif)
     report = checked(pictures)
-    odd = [(Path(name).name, what) for name, what in report.odd]
+    odd = [(Path(one.image).name, one.what) for one in report.odd]
     for name, word in (
         ("Thumbs.db", "not listed"), ("long.jpg", "squeezed"), ("print.jpg", "CMYK"), ("wrong.jpg", "is PNG under the name of .jpg"),
         ("moving.gif", "2 frames"), ("turned.jpg", "EXIF"), ("0.jpg", "40 x 30 pixels"),
     ):  # fmt: skip
         assert any(file == name and word in what for file, what in odd), (name, odd)
+    kinds = [one.kind for one in report.odd]
+    assert kinds == sorted(kinds, key=ODD_KINDS.index) and set(kinds) == set(ODD_KINDS)
     assert report.verdict == "usable"
 
 
@@ -209,3 +220,35 @@ def test_statistics_count_what_is_there(pictures: Path) -> None:
     assert found.bytes_N.sum() == sum(path.stat().st_size for path in pictures.rglob("*.*"))
     text = "\n".join(lines(found))
     assert "31 images" in text and "2.00" in text and np.isfinite(found.bytes_N).all()
+
+
+def test_what_to_do_stands_in_the_verdict(tmp_path: Path) -> None:
+    cub_tree(tmp_path / "cub", BIRDS)
+    assert "; complete the copy, or go on with what is there" in checked(tmp_path / "cub", "cub").line
+    lenient = checked(tmp_path / "cub", "cub", **{"data.verify_counts": False})
+    assert lenient.line.endswith("; complete the copy, or see its rows marked partial")
+    class_folders(tmp_path / "few", {"a": 2, "b": 2})
+    assert "; name another folder" in checked(tmp_path / "few").line
+
+
+def test_a_set_without_validation_classes_is_usable_with_a_warning(tmp_path: Path, pictures: Path) -> None:
+    report = checked(class_folders(tmp_path / "four", {f"c{i}": 2 for i in range(4)}))
+    assert report.line == "folder: usable" and report.counts["validation"] == (0, 0)
+    [warning] = report.warnings
+    assert "sweeps and studies" in warning
+    assert not checked(pictures).warnings
+
+
+def test_banners_make_no_pictures_alike() -> None:
+    """As FGVC-Aircraft's: a dark line with the photographer's name below every picture."""
+    photographs = [Image.fromarray(image).resize((160, 120)) for image in load_sample_images().images]
+    hashes: dict[int, list[int]] = {0: [], 20: []}
+    for photograph, colour in ((photographs[0], "black"), (photographs[0], "white")):
+        framed = Image.new("RGB", (160, 140), colour)
+        framed.paste(photograph, (0, 0))
+        buffer = io.BytesIO()
+        framed.save(buffer, "PNG")
+        for cut in hashes:
+            hashes[cut].append(examine(buffer.getvalue(), cut).phash)
+    assert hashes[20][0] == hashes[20][1] == perceptual_hash(photographs[0])
+    assert hashes[0][0] != hashes[0][1]

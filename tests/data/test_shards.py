@@ -22,7 +22,7 @@ from saga_ray.configure import resolve
 from saga_ray.data import fingerprint, load_dataset
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.prepare import prepare
-from saga_ray.data.shards import is_prepared
+from saga_ray.data.shard_manifest import is_prepared
 from saga_ray.data.stream import decode_plan
 from saga_ray.types import Dataset, ImageTable
 from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture
@@ -270,6 +270,45 @@ def test_damage_is_named_in_one_sentence(damage: str, folder: tuple[Path, Datase
         dataset.train.source.load(range(len(dataset.train)), 16)
     assert victim.name in str(caught.value) and "\n" not in str(caught.value)
     assert "prepare it again" in str(caught.value)
+
+
+WRONG: dict[str, Callable[[dict], object]] = {
+    "no object": lambda manifest: [],
+    "no data set": lambda manifest: manifest.pop("dataset"),
+    "no format": lambda manifest: manifest.pop("format"),
+    "no shards": lambda manifest: manifest.pop("shards"),
+    "no checksum": lambda manifest: manifest.pop("index_sha256"),
+    "no test classes": lambda manifest: manifest["classes"].pop("test"),
+    "a shard elsewhere": lambda manifest: manifest["shards"][0].update(file="../../secret.parquet"),
+    "a size in words": lambda manifest: manifest["shards"][0].update(bytes="many"),
+    "attributes as a word": lambda manifest: manifest.update(attribute_values="red"),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_manifest_that_is_not_whole_is_named_in_one_sentence(
+    what: str, folder: tuple[Path, Dataset], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    prepared(folder[1], out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    changed = WRONG[what](manifest)
+    (out / "manifest.json").write_text(json.dumps([] if changed == [] else manifest))
+    for act in (lambda: load_dataset(config_of("folder", out)), lambda: prepared(folder[1], out)):
+        with pytest.raises(ValueError, match=r"manifest\.json:? is damaged \(") as caught:
+            act()
+        assert "\n" not in str(caught.value) and type(caught.value) is ValueError
+
+
+def test_a_note_of_unfinished_shards_that_is_not_whole_is_named(folder: tuple[Path, Dataset], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepared(folder[1], out)
+    manifest = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").unlink()
+    for content in (json.dumps(manifest), json.dumps(manifest | {"num_shards": 0}), "{"):
+        (out / "unfinished.json").write_text(content)
+        with pytest.raises(ValueError, match=r"^--out .*unfinished\.json is damaged .*delete the folder"):
+            prepared(folder[1], out)
 
 
 def test_shards_are_refused_where_files_would_be(tmp_path: Path) -> None:

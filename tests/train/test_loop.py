@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from saga_ray import load_encoder
 from saga_ray.config import RunConfig
+from saga_ray.configure import resolve
 from saga_ray.data.plan import PairPlanner
 from saga_ray.data.stream import micro_batches
 from saga_ray.leaderboard.store import ResultStore
@@ -149,6 +150,21 @@ def test_another_config_under_a_taken_name_is_refused_naming_key_and_both_values
     other = small_run_config(mllm, **STEPS, grpo__group_size=6)
     with pytest.raises(ValueError, match=r"--name whole: .*grpo\.group_size: 4 there, 6 now"):
         run_local(other, whole.parent, "whole")
+
+
+def test_a_run_of_other_files_under_a_taken_name_is_refused_naming_both_places_without_a_password(
+    tmp_path: Path,
+) -> None:
+    def config(root: str) -> RunConfig:
+        return resolve("folder", method="pretrained", overrides={"data.root": root})
+
+    run = RunFolder(Storage.open(tmp_path), "pretrained-seed0")
+    run.begin(config("s3://me:secret@bucket/birds"))
+    with pytest.raises(
+        ValueError, match=r"data\.root: s3://\*\*\*@bucket/birds there, /data/cars now\); choose another --name"
+    ):
+        run.state(config("/data/cars"))
+    assert run.state(config("s3://me:secret@bucket/birds")) == "started"
 
 
 def test_a_run_may_go_on_with_other_resources(whole: Path, mllm: Path) -> None:

@@ -12,13 +12,13 @@ from pathlib import Path
 
 from saga_ray.config import DataConfig
 from saga_ray.data.benchmark import benchmark_dataset
+from saga_ray.data.layouts import AIRCRAFT
 from saga_ray.data.manifests import manifest
-from saga_ray.data.tree import Found, first_with, located, read_lines
+from saga_ray.data.tree import Found, located, read_lines
 from saga_ray.types import Dataset
 
 BANNER_PIXELS = 20
-_FOLDERS = ("data", "fgvc-aircraft-2013b/data")
-_MARKS = ("images", "images_variant_trainval.txt", "images_variant_test.txt")
+_LISTS = ("images_variant_trainval.txt", "images_variant_test.txt")
 
 
 def aircraft_dataset(data: DataConfig) -> Dataset:
@@ -27,14 +27,14 @@ def aircraft_dataset(data: DataConfig) -> Dataset:
     Raises:
         ValueError: for a tree that is not FGVC-Aircraft's, is damaged, or has other counts (`data.verify_counts`).
     """
-    given, root = located(data.root, lambda folder: first_with(folder, _FOLDERS, *_MARKS), ("fgvc-aircraft-2013b",))
+    given, root = located(data.root, "aircraft", AIRCRAFT.find)
     if root is None:
         raise ValueError(
             f"data.root: {given} is not FGVC-Aircraft (data/images/, data/images_variant_trainval.txt and data/images_variant_test.txt "
             f"were looked for); name its folder with --data-root DIR"
         )
     variant_of: dict[str, str] = {}
-    for name in _MARKS[1:]:
+    for name in _LISTS:
         _add_variants(root / name, variant_of)
     images: dict[str, list[tuple[str, str]]] = {variant: [] for variant in sorted(set(variant_of.values()))}
     for image_id in sorted(variant_of):

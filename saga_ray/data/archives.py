@@ -62,7 +62,7 @@ def is_archive(path: Path) -> bool:
 
 def archives_in(folder: Path, stems: Sequence[str]) -> list[Path]:
     """The archives directly in a folder that are called as one of `stems`, sorted by name."""
-    return sorted(path for path in folder.iterdir() if is_archive(path) and _stem(path) in stems)
+    return sorted(path for path in folder.iterdir() if is_archive(path) and archive_stem(path) in stems)
 
 
 def unpacked(archives: Sequence[Path]) -> Path:
@@ -87,7 +87,7 @@ def _unpacked(archives: Sequence[Path]) -> Path:
     parent = archives[0].parent
     sources = [*archives, *(parent / name for name in LOOSE_FILES if (parent / name).is_file())]
     identity = [{"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns} for p in sources]
-    name = "+".join(map(_stem, archives)) + ".unpacked"
+    name = "+".join(map(archive_stem, archives)) + ".unpacked"
     if not os.access(parent, os.W_OK):
         key = hashlib.sha256(json.dumps([str(parent), identity]).encode()).hexdigest()[:12]
         parent, name = _cache_folder(), f"{name}-{key}"
@@ -104,7 +104,8 @@ def _unpacked(archives: Sequence[Path]) -> Path:
     return target
 
 
-def _stem(archive: Path) -> str:
+def archive_stem(archive: Path) -> str:
+    """An archive's name without its ending."""
     ending = next(ending for ending in sorted(ENDINGS, key=len, reverse=True) if archive.name.lower().endswith(ending))
     return archive.name[: -len(ending)] or archive.name
 

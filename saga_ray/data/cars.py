@@ -18,18 +18,18 @@ from typing import Any
 
 from saga_ray.config import DataConfig
 from saga_ray.data.benchmark import benchmark_dataset
+from saga_ray.data.layouts import CARS_DEVKIT, CARS_KAGGLE, CARS_ONE_LIST, LAYOUTS
 from saga_ray.data.manifests import manifest
-from saga_ray.data.tree import Found, check_unique, first_with, image_files, list_folder, located, read_lines
+from saga_ray.data.tree import Found, check_unique, image_files, list_folder, located, read_lines
 from saga_ray.types import Dataset
 
 logger = logging.getLogger(__name__)
 
-_PARENTS = ("stanford_cars", "cars196", "CARS196", "cars")
 _TEST_LABELS = "cars_test_annos_withlabels.mat"
 
 Images = dict[int, list[tuple[str, str]]]
 """Class number to (image id, path under root)."""
-Layout = Callable[[Path, bool], tuple[dict[int, str], Images]]
+Reader = Callable[[Path, bool], tuple[dict[int, str], Images]]
 """Class names by number, and images, of a root; True asks for both of the owner's parts."""
 
 
@@ -39,9 +39,9 @@ def cars_dataset(data: DataConfig) -> Dataset:
     Raises:
         ValueError: for a tree that is none of them, is damaged, or has other counts (`data.verify_counts`).
     """
-    given, found = located(data.root, _find, ("car_ims",), ("car_devkit", "cars_train", "cars_test"))
+    given, found = located(data.root, "cars", _find)
     if found is None:
-        wanted = "; or ".join(" + ".join(marks) for marks, _ in _LAYOUTS)
+        wanted = "; or ".join(" + ".join(layout.marks) for layout in LAYOUTS["cars"])
         raise ValueError(
             f"data.root: {given} is not Cars-196 ({wanted} were looked for); name its folder with --data-root DIR"
         )
@@ -60,11 +60,11 @@ def cars_dataset(data: DataConfig) -> Dataset:
     return benchmark_dataset(Found("cars", root, of_class, class_ids), split, data)
 
 
-def _find(folder: Path) -> tuple[Path, Layout] | None:
-    for marks, read in _LAYOUTS:
-        root = first_with(folder, _PARENTS, *marks)
+def _find(folder: Path) -> tuple[Path, Reader] | None:
+    for layout in LAYOUTS["cars"]:
+        root = layout.find(folder)
         if root is not None:
-            return root, read
+            return root, _READERS[layout.name]
     return None
 
 
@@ -103,8 +103,7 @@ def _kaggle(root: Path, both_parts: bool) -> tuple[dict[int, str], Images]:
     # Names may hold commas and quotes, but each line is one name.
     names = {number: line.strip().strip('"') for number, line in enumerate(read_lines(root / "names.csv"), 1)}
     number_of_folder = {name.replace("/", "-"): number for number, name in names.items()}
-    inner = first_with(root, (), "car_data/car_data")
-    base = "car_data/car_data" if inner else "car_data"
+    base = "car_data/car_data" if (root / "car_data" / "car_data").is_dir() else "car_data"
     images: Images = {}
     for part in ("train", "test"):
         folder = root / base / part
@@ -157,8 +156,4 @@ def _number(row: Any, path: Path) -> int:
     return int(text)
 
 
-_LAYOUTS: tuple[tuple[tuple[str, ...], Layout], ...] = (
-    (("cars_annos.mat", "car_ims"), _one_list),
-    (("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train"), _devkit),
-    (("names.csv", "car_data"), _kaggle),
-)
+_READERS: dict[str, Reader] = {CARS_ONE_LIST.name: _one_list, CARS_DEVKIT.name: _devkit, CARS_KAGGLE.name: _kaggle}

@@ -10,11 +10,10 @@ from __future__ import annotations
 from saga_ray.config import DataConfig
 from saga_ray.data.benchmark import benchmark_dataset
 from saga_ray.data.cub_attributes import read_truth
+from saga_ray.data.layouts import CUB
 from saga_ray.data.manifests import manifest
-from saga_ray.data.tree import Found, check_unique, first_with, located, numbered_lines
+from saga_ray.data.tree import Found, check_unique, located, numbered_lines
 from saga_ray.types import Dataset
-
-_MARKS = ("images.txt", "image_class_labels.txt", "classes.txt", "images")
 
 
 def cub_dataset(data: DataConfig) -> Dataset:
@@ -24,7 +23,7 @@ def cub_dataset(data: DataConfig) -> Dataset:
     Raises:
         ValueError: for a tree that is not CUB's, is damaged, or has other counts (`data.verify_counts`).
     """
-    given, root = located(data.root, lambda folder: first_with(folder, ("CUB_200_2011",), *_MARKS), ("CUB_200_2011",))
+    given, root = located(data.root, "cub", CUB.find)
     if root is None:
         raise ValueError(
             f"data.root: {given} is not CUB-200-2011 (images.txt, image_class_labels.txt, classes.txt and images/ were looked for, "

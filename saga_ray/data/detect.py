@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from saga_ray.data.archives import ENDINGS
+from saga_ray.data.archives import archive_stem, is_archive
 from saga_ray.data.images import EXTENSIONS
+from saga_ray.data.layouts import BIRD_SPECIES, INAT_FOLDERS, INAT_LISTINGS, LAYOUTS, dataset_of_archive
 from saga_ray.data.parquet import holds_parquet
 from saga_ray.data.places import Place, is_address
 from saga_ray.data.shard_manifest import is_prepared, read_manifest
 
-_SPECIES = re.compile(r"\d{5}_Animalia_Chordata_Aves_.+")
-_INAT_FOLDERS = ("", "train_mini", "2021_train_mini", "train", "2021_train")
-_INAT_FILES = ("train_mini.json", "train.json")
-# Name, layout, sub-folders that an archive makes, and the files and folders that the layout has.
-_LAYOUTS = (
-    ("cub", "CUB_200_2011", ("CUB_200_2011",), ("images.txt", "image_class_labels.txt", "classes.txt", "images")),
-    ("aircraft", "fgvc-aircraft-2013b", ("data", "fgvc-aircraft-2013b/data"), ("images_variant_trainval.txt", "images_variant_test.txt", "images")),
-    ("cars", "cars_annos.mat and car_ims", ("stanford_cars", "cars196", "CARS196", "cars"), ("cars_annos.mat", "car_ims")),
-    ("cars", "devkit, cars_train and cars_test", ("stanford_cars", "cars196", "CARS196", "cars"), ("devkit", "cars_train", "cars_test")),
-    ("cars", "the Kaggle copy", ("stanford_cars", "cars196", "CARS196", "cars"), ("names.csv", "car_data")),
-)  # fmt: skip
-_ARCHIVES = (
-    ("cub", "cub"),
-    ("aircraft", "fgvc-aircraft"),
-    ("inat-aves", "train_mini"),
-    ("inat-aves", "train.tar"),
-    ("inat-aves", "2021_train"),
-    ("cars", "car_"),
-    ("cars", "cars"),
-    ("cars", "stanford_cars"),
-)
+_OTHER_NAMES = {"cub": "cub", "fgvc-aircraft": "aircraft", "car": "cars", "stanford": "cars"}
+"""How copies of archives are called besides: beginnings of their names. A reader takes any archive that is named itself."""
 
 
 @dataclass(frozen=True)
@@ -93,39 +74,43 @@ def _names(path: Path) -> list[str]:
 
 
 def _archive(path: Path) -> Detected:
-    if not path.name.lower().endswith(ENDINGS):
+    if not is_archive(path):
         raise ValueError(f"{path}: is a file and no archive of a data set; name the folder of a data set")
-    return _of_name(path.name) or Detected("folder", "an archive")
+    lower = path.name.lower()
+    other = next((name for start, name in _OTHER_NAMES.items() if lower.startswith(start)), None)
+    return _of_owner(path) or (
+        Detected(other, f"the archive {path.name}") if other else Detected("folder", "an archive")
+    )
 
 
 def _archives(path: Path) -> Detected | None:
-    """An owner's archive in the folder."""
-    return next(filter(None, map(_of_name, _names(path))), None)
+    """An owner's archive in the folder, as readers look for it there."""
+    archives = filter(is_archive, (path / name for name in _names(path)))
+    return next(filter(None, map(_of_owner, archives)), None)
 
 
-def _of_name(name: str) -> Detected | None:
-    lower = name.lower()
-    found = (dataset for dataset, begins in _ARCHIVES if lower.startswith(begins) and lower.endswith(ENDINGS))
-    return next((Detected(dataset, f"the owner's archive {name}") for dataset in found), None)
+def _of_owner(archive: Path) -> Detected | None:
+    name = dataset_of_archive(archive_stem(archive))
+    return Detected(name, f"the owner's archive {archive.name}") if name else None
 
 
 def _best_layout(path: Path) -> Detected | None:
     """The layout with the fewest marks missing, if at least half of them are there."""
     found = []
-    for dataset, layout, parents, marks in _LAYOUTS:
-        for folder in (path, *(path / parent for parent in parents)):
-            missing = tuple(mark for mark in marks if not (folder / mark).exists())
-            if 2 * len(missing) <= len(marks):
-                found.append(Detected(dataset, layout, missing))
+    for dataset, layouts in LAYOUTS.items():
+        for layout in layouts:
+            for missing in map(layout.missing, layout.roots(path)):
+                if 2 * len(missing) <= len(layout.marks):
+                    found.append(Detected(dataset, layout.name, missing))
     return min(found, key=lambda one: len(one.missing), default=None)
 
 
 def _inat(path: Path) -> Detected | None:
-    for name in _INAT_FOLDERS:
+    for name in INAT_FOLDERS:
         folder = path / name
-        if folder.is_dir() and any(_SPECIES.fullmatch(entry) for entry in _names(folder)):
+        if folder.is_dir() and any(BIRD_SPECIES.fullmatch(entry) for entry in _names(folder)):
             return Detected("inat-aves", f"{name or 'a folder'} of species")
-    for name in _INAT_FILES:
+    for name in INAT_LISTINGS:
         if (path / name).is_file():
             return Detected("inat-aves", name)
     return None

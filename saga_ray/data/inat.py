@@ -7,7 +7,6 @@ same species and 414,847 images of them; it is taken where it is named itself or
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,13 @@ from typing import Any
 from saga_ray.config import DataConfig
 from saga_ray.data.benchmark import benchmark_dataset
 from saga_ray.data.coco import elements
+from saga_ray.data.layouts import BIRD_SPECIES, INAT_FOLDERS, INAT_LISTINGS
 from saga_ray.data.manifests import manifest
 from saga_ray.data.tree import Found, image_files, list_folder, located
 from saga_ray.types import Dataset
 
 FULL_IMAGES = 414_847
 """Birds in the full training set, as the owner's table says."""
-_AVES = re.compile(r"\d{5}_Animalia_Chordata_Aves_.+")
-_FOLDERS = ("", "train_mini", "2021_train_mini", "train", "2021_train")
-_LISTINGS = ("train_mini.json", "train.json")
 
 Images = Mapping[str, Sequence[tuple[str, str]]]
 """Species to (image id, path under root)."""
@@ -35,11 +32,11 @@ def inat_dataset(data: DataConfig) -> Dataset:
     Raises:
         ValueError: for a tree without bird species, a damaged JSON file, or other counts (`data.verify_counts`).
     """
-    given, found = located(data.root, _find, ("train_mini", "train_mini.json"), ("train", "train.json"))
+    given, found = located(data.root, "inat-aves", _find)
     if found is None:
         raise ValueError(
             f"data.root: no species of birds found in {given} (folders such as train_mini/03111_Animalia_Chordata_Aves_.../, or "
-            f"{_LISTINGS[0]}, were looked for); name the folder of train_mini with --data-root DIR"
+            f"{INAT_LISTINGS[0]}, were looked for); name the folder of train_mini with --data-root DIR"
         )
     root, images = found
     split, order = manifest("inat-aves"), sorted(images)
@@ -50,17 +47,17 @@ def inat_dataset(data: DataConfig) -> Dataset:
 
 
 def _find(root: Path) -> tuple[Path, Images] | None:
-    for folder in _FOLDERS:
+    for folder in INAT_FOLDERS:
         if (root / folder).is_dir() and (images := _by_folder(root / folder)):
             return root / folder, images
-    for name in _LISTINGS:
+    for name in INAT_LISTINGS:
         if (root / name).exists() and (images := _by_json(root / name)):
             return root, images
     return None
 
 
 def _by_folder(root: Path) -> Images:
-    species = [entry.name for entry in list_folder(root) if _AVES.fullmatch(entry.name) and entry.is_dir()]
+    species = [entry.name for entry in list_folder(root) if BIRD_SPECIES.fullmatch(entry.name) and entry.is_dir()]
     return {name: [(f"{name}/{file}",) * 2 for file in image_files(root / name)] for name in species}
 
 
@@ -87,7 +84,7 @@ def _by_json(path: Path) -> Images:
 
 
 def _checked(species: Any) -> str:
-    if not isinstance(species, str) or not _AVES.fullmatch(species) or "/" in species:
+    if not isinstance(species, str) or not BIRD_SPECIES.fullmatch(species) or "/" in species:
         raise ValueError(f"image_dir_name {species!r} is no species of birds")
     return species
 

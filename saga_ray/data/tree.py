@@ -14,6 +14,7 @@ from saga_ray.config import DataConfig
 from saga_ray.data.archives import ENDINGS, archives_in, is_archive, unpacked
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import EXTENSIONS
+from saga_ray.data.layouts import ARCHIVES
 from saga_ray.data.sources import FolderSource
 from saga_ray.data.splits import carve_validation
 from saga_ray.types import Dataset, ImageTable
@@ -83,11 +84,11 @@ def root_folder(root: str | None) -> Path:
     return path.resolve()
 
 
-def located(root: str | None, find: Callable[[Path], Where | None], *stems: Sequence[str]) -> tuple[Path, Where | None]:
+def located(root: str | None, name: str, find: Callable[[Path], Where | None]) -> tuple[Path, Where | None]:
     """Ask `find` for the tree in the data folder and, where it is not there, in the owner's archives in that folder.
 
     Args:
-        stems: names of archives without their endings, as `CUB_200_2011`; the first group of which there is one is unpacked.
+        name: of the data set, for the names of its archives (`ARCHIVES`).
 
     Returns:
         The folder that was named, and what `find` said.
@@ -97,7 +98,9 @@ def located(root: str | None, find: Callable[[Path], Where | None], *stems: Sequ
     """
     given = root_folder(root)
     found = find(given)
-    archives = next(filter(None, (archives_in(given, group) for group in stems)), None) if found is None else None
+    archives = (
+        next(filter(None, (archives_in(given, group) for group in ARCHIVES[name])), None) if found is None else None
+    )
     return given, find(unpacked(archives)) if archives else found
 
 
@@ -154,14 +157,6 @@ def numbered_lines(path: Path) -> dict[int, str]:
                 f"'{text.strip()}'; the file is damaged"
             )
     return out
-
-
-def first_with(root: Path, candidates: Iterable[str], *marks: str) -> Path | None:
-    """The first of root and root/candidate that holds all of `marks`: an archive's folder or its parent."""
-    for folder in (root, *(root / candidate for candidate in candidates)):
-        if all((folder / mark).exists() for mark in marks):
-            return folder
-    return None
 
 
 def check_unique(labels: Iterable[str], path: Path) -> None:

@@ -17,10 +17,11 @@ from saga_ray.data import load_dataset
 from saga_ray.data.check import ODD_KINDS, Report, check
 from saga_ray.data.detect import detect
 from saga_ray.data.duplicates import perceptual_hash
+from saga_ray.data.layouts import ARCHIVES
 from saga_ray.data.scan import examine, scan
 from saga_ray.data.stats import lines, statistics
 from tests.data.test_shards import AVES, BIRDS, CARS, OTHERS, config_of, prepared
-from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture
+from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture, tar
 
 
 def silent(done: int, total: int) -> None:
@@ -252,3 +253,40 @@ def test_banners_make_no_pictures_alike() -> None:
             hashes[cut].append(examine(buffer.getvalue(), cut).phash)
     assert hashes[20][0] == hashes[20][1] == perceptual_hash(photographs[0])
     assert hashes[0][0] != hashes[0][1]
+
+
+IN_ONE_ARCHIVE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "CUB_200_2011": ("cub", lambda root: cub_tree(root, BIRDS)),
+    "fgvc-aircraft-2013b": ("aircraft", lambda root: aircraft_tree(root, ["CRJ-700", "Cessna 172", "F/A-18", "MD-80"])),
+    "stanford_cars": ("cars", lambda root: cars_tree(root / "stanford_cars", "devkit", CARS)),
+    **{
+        name: ("inat-aves", lambda root, name=name: inat_tree(root, AVES, name=name))
+        for name in ("train_mini", "2021_train_mini", "train", "2021_train")
+    },
+}
+
+
+@pytest.mark.parametrize("stem", IN_ONE_ARCHIVE)
+def test_an_archive_that_is_recognised_in_a_folder_is_one_that_its_reader_opens(stem: str, tmp_path: Path) -> None:
+    name, make = IN_ONE_ARCHIVE[stem]
+    (tmp_path / "made").mkdir()
+    make(tmp_path / "made")
+    (tmp_path / "data").mkdir()
+    archive = tar(
+        tmp_path / "data" / f"{stem}.tar.gz", *(path for path in (tmp_path / "made").iterdir() if path.is_dir())
+    )
+    assert detect(str(archive)).dataset == detect(str(archive.parent)).dataset == name
+    assert load_dataset(config_of(name, archive.parent)).name == name
+
+
+def test_every_name_of_an_owners_archive_is_recognised_and_others_only_where_they_are_named(tmp_path: Path) -> None:
+    for name, groups in ARCHIVES.items():
+        for stem in {stem for group in groups for stem in group}:
+            (tmp_path / stem).mkdir()
+            (tmp_path / stem / f"{stem}.zip").write_bytes(b"")
+            assert detect(str(tmp_path / stem)).dataset == detect(str(tmp_path / stem / f"{stem}.zip")).dataset == name
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "cub200.zip").write_bytes(b"")
+    assert detect(str(tmp_path / "copy" / "cub200.zip")).dataset == "cub"
+    with pytest.raises(ValueError, match="no data set was recognised"):  # its reader would not look for it there
+        detect(str(tmp_path / "copy"))

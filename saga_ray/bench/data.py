@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import statistics
 import tempfile
 import time
@@ -70,7 +71,8 @@ def bench_data(size: Size, progress: Progress | None = None) -> dict[str, Any]:
     Contenders take turns, so that what else the machine does meets all of them; a ratio is the median of those of the rounds.
 
     Returns:
-        `ratio_vs_dataloader`, `ratio_vs_decode`, `first_batch_s`, `images_per_s`, `rss_peak_mb`, `seconds`, `draft` (large
+        `ratio_vs_dataloader`, `ratio_vs_decode`, `first_batch_s`, `images_per_s`, `rss_peak_mb` (of this process, Ray's and their
+        children, while a stream reads as many images as the larger table has, once from either table), `seconds`, `draft` (large
         photographs: the stream with `data.decode=draft` beside a DataLoader, which knows no such thing) and what was set.
     """
     progress = progress or Silent()
@@ -109,11 +111,11 @@ def _measured(size: Size, material: Material, more: Material, large: Material, p
             dataclasses.replace(size, num_rounds=1), in_draft, progress, latest, " (large, in draft)"
         )
         del loader, large_loader, in_draft  # their workers end, and are no part of the stream's memory
-        peaks = {}
+        peaks, once = {}, math.ceil(len(more.table) / size.data.batch_size)
         for name, what in (("1x", material), (f"{size.larger}x", more)):
-            progress.stage(f"memory with {len(what.table)} images")
+            progress.stage(f"memory with {len(what.table)} images, {once} micro-batches")
             with peak_memory() as peak:
-                timed(ray_stream(what, num_cores), WARM_UP + size.num_tried)
+                timed(ray_stream(what, num_cores), once)
             peaks[name] = None if peak.mb is None else round(peak.mb, 1)
     report = _report(size, material, tries, cold, rounds, peaks, ray_start_s)
     return report | _draft_report(draft_rounds, size) | {"num_cores": num_cores}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -129,14 +130,44 @@ class DataConfig(Config):
 class EncoderConfig(Config):
     """The network that is trained and kept: vision tower and pooler."""
 
-    tower: Literal["mllm"] = "mllm"
-    """`mllm`: a trainable copy of the MLLM's own vision tower, as in the paper."""
+    tower: str = "mllm"
+    """`mllm`: a trainable copy of the MLLM's own vision tower, as in the paper. `timm:NAME`: a model of timm, such as
+    `timm:vit_small_patch16_224`, with a new connector to the MLLM's width."""
+    weights: str | None = None
+    """Weights of a timm tower: a .safetensors file, or `hub` for the model's own; null begins with random ones."""
+    revision: str | None = Field(None, pattern=r"^[0-9a-f]{40}$")
+    """Commit of `encoder.weights=hub`, 40 hex digits; required for it, since a branch or tag may move."""
     pooler: Literal["mean", "max", "attention"] = "attention"
     """How visual tokens become one embedding (paper: attention for SAGA, mean for the baselines)."""
     dim: int | None = Field(None, ge=2)
     """Width of the embedding; null keeps the tower's width (paper: 4096)."""
-    trainable: Literal["all", "pooler", "none"] = "all"
-    """Which parameters learn; `none` evaluates the pre-trained encoder."""
+    trainable: str = "all"
+    """Which parameters learn: `all`; `blocks:N`, the tower's last N blocks and what stands behind them; `norms`, the tower's
+    normalisations alone; `pooler`, nothing of the tower; each with pooler and new connector. `none` evaluates the
+    pre-trained encoder."""
+
+    @property
+    def trains_tower(self) -> bool:
+        """True if the tower learns, or a part of it."""
+        return self.trainable not in ("pooler", "none")
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> EncoderConfig:
+        problems = []
+        if self.tower != "mllm" and not re.fullmatch(r"timm:[\w.]+", self.tower):
+            problems.append(
+                f"encoder.tower: {self.tower!r} is unknown; choose mllm, or timm:NAME such as timm:vit_small_patch16_224"
+            )
+        if not re.fullmatch(r"all|norms|pooler|none|blocks:[1-9]\d*", self.trainable):
+            problems.append(
+                f"encoder.trainable: {self.trainable!r} is unknown; choose all, blocks:N (the last N blocks), norms, pooler or none"
+            )
+        if self.tower == "mllm" and (self.weights is not None or self.revision is not None):
+            problems.append(
+                "encoder.weights: without effect for encoder.tower=mllm, whose weights are those of mllm.path; leave it and "
+                "encoder.revision out"
+            )
+        return _all_said(self, problems)
 
 
 class LossWeights(Config):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from saga_ray.config import RunConfig
+from saga_ray.encoder.base import Tower
+from saga_ray.encoder.build import build_tower
 from saga_ray.encoder.pooler import build_pooler
-from saga_ray.encoder.tower import VisionTower
 from saga_ray.types import VisualTokens
 
 
@@ -27,7 +28,7 @@ class Encoded:
 class Encoder(nn.Module):
     """The network that is trained and kept; the pooler reads level 0 of the tokens."""
 
-    def __init__(self, tower: VisionTower, pooler: nn.Module) -> None:
+    def __init__(self, tower: Tower, pooler: nn.Module) -> None:
         super().__init__()
         self.tower = tower
         self.pooler = pooler
@@ -58,23 +59,13 @@ class Encoder(nn.Module):
 
 
 def build_encoder(config: RunConfig) -> Encoder:
-    """The initial encoder of a run: the MLLM's vision tower and a new pooler.
+    """The initial encoder of a run: the MLLM's own vision tower or one of timm, and a new pooler.
 
     Raises:
-        ValueError: if mllm.path is not a usable folder.
+        ValueError: if mllm.path or encoder.* name nothing usable.
     """
     dtype = torch.float64 if config.mllm.dtype == "float64" else torch.float32
-    tower = VisionTower.from_mllm_folder(config.mllm.path, config.mllm.revision, dtype)
-    check_image_size(tower, config.data.image_size)
+    tower = build_tower(config, dtype)
+    tower.check_size(config.data.image_size)
     pooler = build_pooler(config.encoder.pooler, tower.width, config.encoder.dim, seed=config.seed)
     return Encoder(tower, pooler.to(dtype))
-
-
-def check_image_size(tower: VisionTower, size: int) -> None:
-    """Raise ValueError if the tower cannot divide images of this side."""
-    step = tower.visual.config.patch_size * tower.visual.config.spatial_merge_size
-    if size % step:
-        raise ValueError(
-            f"data.image_size: {size} is no multiple of {step} (patch size x merge size of the tower); "
-            f"choose {max(step, round(size / step) * step)}"
-        )

@@ -15,9 +15,9 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from saga_ray import __version__
+from saga_ray.encoder.build import KINDS, tower_from_settings
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.encoder.pooler import POOLERS, build_pooler
-from saga_ray.encoder.tower import VisionTower
 from saga_ray.storage import Storage
 
 FORMAT = 1
@@ -64,7 +64,7 @@ def save_encoder(encoder: Encoder, folder: Storage, image_size: int) -> None:
         "format": FORMAT,
         "version": __version__,
         "image_size": image_size,
-        "tower": {"kind": "qwen3_vl", **encoder.tower.settings},
+        "tower": {"kind": encoder.tower.kind, **encoder.tower.settings},
         "pooler": {"kind": encoder.pooler.kind, "dim": getattr(projection, "out_features", None)},
         "dtype": str(encoder.tower.dtype).removeprefix("torch."),
     }
@@ -91,7 +91,7 @@ def load_encoder(run: str | Path) -> ImageEmbedder:
         settings = json.loads(folder.read("encoder.json"))
         form, tower_settings, pooler_settings = settings["format"], settings["tower"], settings["pooler"]
         dtype = {"float32": torch.float32, "float64": torch.float64}[settings["dtype"]]
-        known = form == FORMAT and tower_settings["kind"] == "qwen3_vl" and pooler_settings["kind"] in POOLERS
+        known = form == FORMAT and tower_settings["kind"] in KINDS and pooler_settings["kind"] in POOLERS
         image_size = int(settings["image_size"])
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
@@ -102,7 +102,7 @@ def load_encoder(run: str | Path) -> ImageEmbedder:
             f"{run}: encoder.json was written by saga-ray {settings.get('version')} in a form that {__version__} cannot read; "
             f"use that version"
         )
-    tower = VisionTower(tower_settings["vision_config"], tower_settings["image_mean"], tower_settings["image_std"])
+    tower = tower_from_settings(tower_settings)
     encoder = Encoder(tower, build_pooler(pooler_settings["kind"], tower.width, pooler_settings["dim"])).to(dtype)
     try:
         encoder.load_state_dict(load_safetensors(folder.read("model.safetensors")))

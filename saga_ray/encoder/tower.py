@@ -17,28 +17,28 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 )
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
+from saga_ray.encoder.base import Tower, as_patches, check_multiple
 from saga_ray.encoder.mllm_files import mllm_folder, pixel_statistics, vision_config, vision_weights
 from saga_ray.types import VisualTokens
 
 
-class VisionTower(nn.Module):
+class VisionTower(Tower):
     """Images to visual tokens: level 0 enters the language model as embeddings, the others are DeepStack features.
 
     Pixels, patch order and numbers are those of the stock image processor and `Qwen3VLVisionModel`; images of a batch have
     one size, so that attention runs over all of them at once.
     """
 
+    kind = "qwen3_vl"
+
     def __init__(self, config: dict[str, Any], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
+        super().__init__(mean, std)
         self.settings = {"vision_config": dict(config), "image_mean": list(mean), "image_std": list(std)}
         self.visual = Qwen3VLVisionModel(Qwen3VLVisionConfig.from_dict(dict(config)))
         # Same parameters, other kernels: see the classes below.
         self.visual.patch_embed.__class__ = _PatchEmbedAsLinear
         for block in self.visual.blocks:
             block.attn.__class__ = _BatchedAttention
-        # The stock processor folds the division by 255 into mean and std; folding alike makes pixels bit-equal.
-        self.register_buffer("mean_C", torch.tensor(mean) * (1.0 / (1 / 255)), persistent=False)
-        self.register_buffer("std_C", torch.tensor(std) * (1.0 / (1 / 255)), persistent=False)
 
     @classmethod
     def from_mllm_folder(
@@ -57,13 +57,18 @@ class VisionTower(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width D of the tokens."""
         return self.visual.config.out_hidden_size
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the parameters."""
         return self.visual.patch_embed.proj.weight.dtype
+
+    @property
+    def backbone(self) -> str:
+        return f"qwen3-vl-vision-{self.visual.config.depth}x{self.visual.config.hidden_size}"
+
+    def check_size(self, size: int) -> None:
+        check_multiple(size, self.visual.config.patch_size * self.visual.config.spatial_merge_size)
 
     def patches(self, images_NHWC: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Normalised patches as the stock image processor lays them out, and their grid (rows, columns).
@@ -76,23 +81,13 @@ class VisionTower(nn.Module):
         """
         config = self.visual.config
         patch, merge, frames = config.patch_size, config.spatial_merge_size, config.temporal_patch_size
-        num, height, width, channels = images_NHWC.shape
-        if images_NHWC.dtype != torch.uint8 or channels != 3:
-            raise ValueError(
-                f"images: expected uint8 (N, H, W, 3), got {images_NHWC.dtype} {tuple(images_NHWC.shape)}; convert them first"
-            )
+        _, height, width, _ = images_NHWC.shape
         if height % (patch * merge) or width % (patch * merge):
             raise ValueError(
                 f"data.image_size: images of {height} x {width} are no multiple of {patch * merge} pixels "
                 f"(patch {patch} x merge {merge} of this tower); choose a multiple"
             )
-        pixels_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32)
-        pixels_NCHW = (pixels_NCHW - self.mean_C.float().view(1, -1, 1, 1)) / self.std_C.float().view(1, -1, 1, 1)
-        rows, columns = height // patch, width // patch
-        split = pixels_NCHW.reshape(num, channels, rows // merge, merge, patch, columns // merge, merge, patch)
-        split = split.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)
-        flat = split.expand(-1, -1, -1, -1, -1, -1, frames, -1, -1).reshape(num * rows * columns, -1)
-        return flat, (rows, columns)
+        return as_patches(self.normalised(images_NHWC), patch, merge, frames)
 
     def forward(self, images_NHWC: Tensor) -> VisualTokens:
         """Visual tokens of uint8 images of one size."""

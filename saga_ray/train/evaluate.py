@@ -56,13 +56,12 @@ def evaluate(
         k=config.evaluation.k,
         kmeans_restarts=config.evaluation.kmeans_restarts,
     )
-    vision = encoder.tower.visual.config
     result = Result(
         dataset=dataset.name,
         fingerprint=dataset.fingerprint,
         split=config.evaluation.split,
         protocol=PROTOCOL,
-        backbone=f"qwen3-vl-vision-{vision.depth}x{vision.hidden_size}",
+        backbone=encoder.tower.backbone,
         pretraining=pretraining,
         frozen=config.encoder.trainable == "none",
         dim=embeddings_NE.shape[1],
@@ -112,6 +111,8 @@ def config_hash(config: RunConfig) -> str:
             values["data"].pop(key)
     values["mllm"].pop("path")
     values["mllm"].pop("device_map")
+    for key in ("weights", "revision"):  # the tower's weights have an identity of their own
+        values["encoder"].pop(key)
     values["prompt"].pop("vocabulary")
     if values["prompt"]["vocabulary_digest"] is None:  # as it was before there was the key
         values["prompt"].pop("vocabulary_digest")
@@ -119,11 +120,13 @@ def config_hash(config: RunConfig) -> str:
 
 
 def weights_id(encoder: Encoder, config: RunConfig) -> str:
-    """Name of the MLLM whose tower this is (before training), and 12 hex digits over the tower's weights."""
+    """Name of the MLLM whose tower this is, or of timm's model, and 12 hex digits over the tower's weights (before training)."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.tower.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+    if config.encoder.tower != "mllm":
+        return f"{encoder.tower.backbone}-{digest.hexdigest()[:12]}"
     path = config.mllm.path
     name = "saga-demo" if path is None else (Path(path).name if Path(path).is_dir() else path)
     return f"{name}-{digest.hexdigest()[:12]}"

@@ -11,6 +11,9 @@ from torch import nn
 from saga_ray.config import LossWeights, OptimConfig, RunConfig
 from saga_ray.encoder.encoder import Encoder
 
+BLOCKS = ("blocks", "layers", "layer", "stages")
+"""What towers call the list of their blocks."""
+
 
 def num_steps(config: RunConfig, num_images: int) -> int:
     """Optimiser steps of a run: `optim.steps`, else the epochs at the micro-batches that a step takes at least."""
@@ -31,9 +34,50 @@ def learning_rate_factor(step: int, steps: int, warmup_share: float) -> float:
 
 
 def freeze_untrained(encoder: Encoder, config: RunConfig) -> None:
-    """Leave a gradient only to the parts that `encoder.trainable` names."""
-    encoder.tower.requires_grad_(config.encoder.trainable == "all")
-    encoder.pooler.requires_grad_(config.encoder.trainable != "none")
+    """Leave a gradient only to the parts that `encoder.trainable` names.
+
+    Raises:
+        ValueError: for more blocks than the tower has.
+    """
+    chosen = config.encoder.trainable
+    encoder.tower.requires_grad_(chosen == "all")
+    encoder.pooler.requires_grad_(chosen != "none")
+    for parameter in encoder.tower.new_parameters():
+        parameter.requires_grad_(chosen != "none")
+    if chosen == "norms":
+        for module in encoder.tower.modules():
+            if "Norm" in type(module).__name__:
+                module.requires_grad_(True)
+    if chosen.startswith("blocks:"):
+        for parameter in last_blocks(encoder.tower, int(chosen.removeprefix("blocks:"))):
+            parameter.requires_grad_(True)
+
+
+def last_blocks(tower: nn.Module, num: int) -> list[nn.Parameter]:
+    """Parameters of a tower's last `num` blocks and of all that is defined behind them (norms, mergers, projectors).
+
+    Raises:
+        ValueError: for a tower without a list of blocks, or with fewer.
+    """
+
+    def size(found: tuple[str, nn.Module]) -> int:
+        return sum(parameter.numel() for parameter in found[1].parameters())
+
+    lists = [
+        (name, part)
+        for name, part in tower.named_modules()
+        if isinstance(part, nn.ModuleList | nn.Sequential) and name.rpartition(".")[2] in BLOCKS
+    ]
+    name, blocks = max(lists, key=size, default=("", nn.ModuleList()))
+    if len(blocks) < num:
+        raise ValueError(
+            f"encoder.trainable: blocks:{num}, but this tower has {len(blocks) or 'no list of'} blocks; choose "
+            f"{'fewer, or ' if len(blocks) else ''}all"
+        )
+    named = list(tower.named_parameters())
+    first = f"{name}.{len(blocks) - num}."
+    start = next(place for place, (parameter_name, _) in enumerate(named) if parameter_name.startswith(first))
+    return [parameter for _, parameter in named[start:]]
 
 
 def freeze_unreached(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossWeights, has_metric: bool) -> list[str]:
@@ -65,9 +109,12 @@ def build_optimizer(encoder: Encoder, metric_loss: nn.Module | None, config: Opt
     """AdamW with a group for tower, pooler and the metric loss's own parameters; biases, norms and proxies do not decay."""
     groups = []
     proxies = [] if metric_loss is None else list(metric_loss.parameters())
+    new = encoder.tower.new_parameters()
+    of_new = set(map(id, new))
+    tower = [parameter for parameter in encoder.tower.parameters() if id(parameter) not in of_new]
     for name, parameters, rate, decay in (
-        ("tower", encoder.tower.parameters(), config.lr_tower, config.weight_decay),
-        ("pooler", encoder.pooler.parameters(), config.lr_pooler, config.weight_decay),
+        ("tower", tower, config.lr_tower, config.weight_decay),
+        ("pooler", [*new, *encoder.pooler.parameters()], config.lr_pooler, config.weight_decay),
         ("proxies", proxies, config.lr_proxies, 0.0),
     ):
         for decays, members in _by_decay(parameters):

@@ -115,7 +115,7 @@ def replay(
             root_grads.append(_with_signals(of.kept, place, grads))
     again = [(place, position) for place, position in grads if scored[place].kept is None]
     for images in _portions(again, config.data.batch_size):
-        if config.encoder.trainable == "all":
+        if config.encoder.trains_tower:
             roots.append(_replayed_tokens(encoder, scored, images))
             root_grads.append(torch.stack([grads[image] for image in images]).to(roots[-1].dtype))
         _backward(roots, root_grads)

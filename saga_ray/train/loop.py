@@ -312,9 +312,11 @@ class Trainer:
         images_NHWC = images_NHWC.to(self.context.device, torch.uint8)
         names = freeze_unreached(encoder, images_NHWC, self.config.loss.weights, metric_loss is not None)
         if names and self.context.rank == 0:
+            parts = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
             logger.info(
-                "no loss of this run reaches %d tensors (such as %s); they stay as they are", len(names), names[0]
-            )
+                "no loss of this run reaches %d tensors (of %s%s); they stay as they are",
+                len(names), ", ".join(parts[:8]), f" and {len(parts) - 8} more modules" if len(parts) > 8 else "",
+            )  # fmt: skip
 
 
 @contextlib.contextmanager

@@ -141,3 +141,29 @@ def test_a_hub_that_cannot_be_reached_is_said_with_the_way_out(monkeypatch: pyte
 def test_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu() -> None:
     assert choose_dtype("auto", torch.device("cpu")) == torch.float32
     assert choose_dtype("auto", torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_model_over_several_gpus_needs_accelerate(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("saga_ray.mllm.loading.find_spec", lambda name: None)
+    assert "pip install accelerate" in refusal(folder, device_map="auto")
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_layers_behind_accelerates_hooks_give_the_same_gradient(folder: Path, offload: bool) -> None:
+    """Hooks as on a model that is spread over devices, all of them this CPU; offloaded layers hold no weights in between."""
+    hooks = pytest.importorskip("accelerate.hooks")
+    from tests.mllm.test_families import naive_of, shared_of
+
+    plain, hooked = (load_mllm(MLLMConfig(path=str(folder), dtype="float32")) for _ in range(2))
+    for layer in [hooked.decoder.embed_tokens, *hooked.decoder.layers, hooked.decoder.norm, hooked.model.lm_head]:
+        here = offload and layer in list(hooked.decoder.layers)
+        weights = {name: value.clone() for name, value in layer.state_dict().items()} if here else None
+        hook = hooks.AlignDevicesHook("cpu", offload=here, weights_map=weights, place_submodules=True, io_same_device=True)
+        hooks.add_hook_to_module(layer, hook, append=True)
+    texts = ("<|im_start|>user\nbill<|vision_start|>", "<|vision_end|>and<|vision_start|>", "<|vision_end|>json")
+    tokens = torch.randn(2, 2, 4, 4, 64, generator=torch.Generator().manual_seed(0))
+    layout = plain.layout(texts, (2, 2))
+    want = shared_of(plain, layout, tokens)
+    for got in (shared_of(hooked, hooked.layout(texts, (2, 2)), tokens), naive_of(hooked, layout, tokens)):
+        error = (got.token_grads_P2LTD - want.token_grads_P2LTD).norm() / want.token_grads_P2LTD.norm()
+        assert error < 1e-5

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from saga_ray.encoder.base import Tower, as_patches, check_equal, check_multiple
 from saga_ray.encoder.mllm_files import config_json, mllm_folder, pixel_statistics, vision_weights
@@ -33,9 +35,10 @@ class LibraryTower(Tower):
 
     def __init__(self, config: Mapping[str, Any], mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__(mean, std)
-        self.config = _without_language(config)
+        with _quiet():
+            self.config = _without_language(config)
+            self.shell = _shell(self.config)
         self.settings = {"config": self.config.to_dict(), "image_mean": list(mean), "image_std": list(std)}
-        self.shell = _shell(self.config)
         self.shell.eval()
 
     @classmethod
@@ -136,9 +139,10 @@ def _shell(config: PreTrainedConfig) -> PreTrainedModel:
 
 def _load(shell: PreTrainedModel, weights: dict[str, Tensor], source: str) -> None:
     """Weights by their names in the checkpoint; the library knows how these were renamed over the years."""
-    loaded, report = type(shell).from_pretrained(
-        None, config=shell.config, state_dict=weights, output_loading_info=True, dtype=torch.float32
-    )
+    with _quiet():
+        loaded, report = type(shell).from_pretrained(
+            None, config=shell.config, state_dict=weights, output_loading_info=True, dtype=torch.float32
+        )
     found = {name: tensor for name, tensor in loaded.state_dict().items() if name.split(".")[0] in _PARTS}
     own = shell.state_dict()
     missing = sorted(name for name in report["missing_keys"] if name in own)
@@ -148,3 +152,17 @@ def _load(shell: PreTrainedModel, weights: dict[str, Tensor], source: str) -> No
             f"{source}: its vision weights do not fit its config ({', '.join(wrong[:3])}); use files of one model"
         )
     shell.load_state_dict(found)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The library reports that there is no language model, which is meant, and draws bars."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -158,7 +158,9 @@ def test_layers_behind_accelerates_hooks_give_the_same_gradient(folder: Path, of
     for layer in [hooked.decoder.embed_tokens, *hooked.decoder.layers, hooked.decoder.norm, hooked.model.lm_head]:
         here = offload and layer in list(hooked.decoder.layers)
         weights = {name: value.clone() for name, value in layer.state_dict().items()} if here else None
-        hook = hooks.AlignDevicesHook("cpu", offload=here, weights_map=weights, place_submodules=True, io_same_device=True)
+        hook = hooks.AlignDevicesHook(
+            "cpu", offload=here, weights_map=weights, place_submodules=True, io_same_device=True
+        )
         hooks.add_hook_to_module(layer, hook, append=True)
     texts = ("<|im_start|>user\nbill<|vision_start|>", "<|vision_end|>and<|vision_start|>", "<|vision_end|>json")
     tokens = torch.randn(2, 2, 4, 4, 64, generator=torch.Generator().manual_seed(0))

@@ -52,7 +52,9 @@ def test_a_run_is_trained_through_the_mllm_and_comes_back(
     assert abs(divergence[0]) < 1e-9 < divergence[-1], "the tower moves, and the MLLM sees it"
 
     initial, trained = build_encoder(config), load_encoder(tmp_path / "run").encoder
-    moved = {n for n, value in trained.tower.state_dict().items() if not torch.equal(value, initial.tower.state_dict()[n])}
+    moved = {
+        n for n, value in trained.tower.state_dict().items() if not torch.equal(value, initial.tower.state_dict()[n])
+    }
     assert moved
     if trainable == "blocks:1":
         assert not any("embeddings" in name or ".layers.0." in name for name in moved)

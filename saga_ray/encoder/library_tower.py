@@ -16,7 +16,7 @@ from saga_ray.encoder.base import Tower, as_patches, check_equal, check_multiple
 from saga_ray.encoder.mllm_files import config_json, mllm_folder, pixel_statistics, vision_weights
 from saga_ray.types import VisualTokens
 
-PATCHED = ("qwen2_vl", "qwen2_5_vl")
+PATCHED = ("qwen2_vl", "qwen2_5_vl", "glm4v")
 SHUFFLED = ("smolvlm", "idefics3")
 FIXED = ("llava", "llava_onevision", "gemma3")
 LIBRARY_FAMILIES = (*PATCHED, "internvl", *SHUFFLED, *FIXED)

@@ -19,6 +19,10 @@ from transformers import (
     Gemma3Config,
     Gemma3ImageProcessor,
     Gemma3Processor,
+    Glm4vConfig,
+    Glm4vImageProcessor,
+    Glm4vProcessor,
+    Glm4vVideoProcessor,
     GotOcr2ImageProcessor,
     Idefics3Config,
     Idefics3ImageProcessor,
@@ -165,6 +169,34 @@ def _qwen2_vl(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
     return Qwen2VLConfig(
         text_config=_text(tokenizer, rope_parameters=MROPE), vision_config=vision, **_qwen_ids(tokenizer)
     )
+
+
+GLM = {
+    "image_token": "<|image|>", "video_token": "<|video|>", "image_start": "<|begin_of_image|>",
+    "image_end": "<|end_of_image|>", "video_start": "<|begin_of_video|>", "video_end": "<|end_of_video|>",
+}  # fmt: skip
+
+
+def _glm4v(tokenizer: PreTrainedTokenizerFast) -> PreTrainedConfig:
+    # Half of a head is turned.
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 1], "partial_rotary_factor": 0.5}
+    vision = dict(
+        depth=2, hidden_size=32, num_heads=2, patch_size=8, spatial_merge_size=2, temporal_patch_size=2,
+        image_size=IMAGE_SIZE, out_hidden_size=HIDDEN, intermediate_size=64,
+    )  # fmt: skip
+    ids = {f"{name.removesuffix('_token')}_token_id": token for name, token in GLM.items()}
+    return Glm4vConfig(
+        text_config=_text(tokenizer, rope_parameters=rope), vision_config=vision, tie_word_embeddings=False,
+        **_ids(tokenizer, **ids),
+    )  # fmt: skip
+
+
+def _glm4v_processor(tokenizer: PreTrainedTokenizerFast, template: str) -> ProcessorMixin:
+    size = {"shortest_edge": 2 * IMAGE_SIZE**2, "longest_edge": 2 * IMAGE_SIZE**2}
+    return Glm4vProcessor(
+        image_processor=Glm4vImageProcessor(**QWEN_PIXELS, size=size, **PIXELS), tokenizer=tokenizer,
+        video_processor=Glm4vVideoProcessor(**QWEN_PIXELS), chat_template=template,
+    )  # fmt: skip
 
 
 def _qwen_processor(kind: type[ProcessorMixin]) -> Callable[[PreTrainedTokenizerFast, str], ProcessorMixin]:
@@ -326,6 +358,7 @@ SMALL_FAMILIES: dict[str, SmallFamily] = {
     "qwen3_vl_moe": _qwen(_qwen3_vl_moe, Qwen3VLProcessor),
     "qwen2_5_vl": _qwen(_qwen2_5_vl, Qwen2_5_VLProcessor),
     "qwen2_vl": _qwen(_qwen2_vl, Qwen2VLProcessor),
+    "glm4v": SmallFamily(GLM, "<|begin_of_image|><|image|><|end_of_image|>", _glm4v, _glm4v_processor),
     "internvl": _internvl_family("qwen2"),
     "internvl-qwen3": _internvl_family("qwen3"),
     "smolvlm": _smolvlm(SmolVLMConfig, SmolVLMProcessor, SmolVLMImageProcessor, SmolVLMVideoProcessor),

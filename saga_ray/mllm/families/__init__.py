@@ -19,6 +19,7 @@ FAMILIES: dict[str, Family] = {
         DeepStack("qwen3_vl_moe"),
         GridPositions("qwen2_5_vl"),
         GridPositions("qwen2_vl"),
+        GridPositions("glm4v"),
         InternVL("internvl"),
         SmolVLM("smolvlm"),
         SmolVLM("idefics3"),

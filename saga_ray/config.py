@@ -344,7 +344,7 @@ class ResourcesConfig(Config):
     """Replicas are added up to this number while many tokens wait, and go again; null keeps to num_scorers."""
     cpus_per_scorer: float = Field(0.5, gt=0)
     gpus_per_scorer: float = Field(0.0, ge=0)
-    """GPUs of a replica; below 1 several share one."""
+    """GPUs of a replica: below 1 several replicas share one, above 1 the MLLM's layers are spread over them (mllm.device_map=auto)."""
     cpus_per_data_task: float = Field(0.25, gt=0)
     read_ahead_mb: float = Field(256.0, gt=0)
     """Decoded micro-batches that each worker's stream may hold in Ray's object store, in MB; two of each decoding task at least."""
@@ -361,6 +361,11 @@ class ResourcesConfig(Config):
             problems.append(
                 f"resources.max_scorers: {self.max_scorers} is less than resources.num_scorers ({self.num_scorers}); raise it, "
                 f"or leave it out"
+            )
+        if self.gpus_per_scorer > 1 and self.gpus_per_scorer % 1:
+            problems.append(
+                f"resources.gpus_per_scorer: {self.gpus_per_scorer:g} is neither a share of one GPU nor a number of whole ones; "
+                f"choose a number up to 1, or 2, 3, ..."
             )
         return _all_said(self, problems)
 
@@ -433,6 +438,11 @@ class RunConfig(Config):
             problems.append(
                 f"resources.num_workers: {self.resources.num_workers} does not divide data.num_shards ({self.data.num_shards}); "
                 f"choose a divisor, or raise data.num_shards"
+            )
+        if self.resources.gpus_per_scorer > 1 and self.mllm.device_map == "one":
+            problems.append(
+                f"resources.gpus_per_scorer: {self.resources.gpus_per_scorer:g} would leave all but one GPU of a replica idle; set "
+                f"mllm.device_map=auto, or resources.gpus_per_scorer=1"
             )
         if self.loss.weights.alignment > 0 and self.encoder.pooler != "attention":
             problems.append(

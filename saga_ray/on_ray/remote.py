@@ -11,7 +11,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ray import serve
-from ray.exceptions import ActorDiedError, NodeDiedError, ObjectLostError, RayActorError, WorkerCrashedError
+from ray.exceptions import (
+    ActorDiedError,
+    NodeDiedError,
+    ObjectLostError,
+    RayActorError,
+    RayTaskError,
+    WorkerCrashedError,
+)
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from saga_ray.config import RunConfig
@@ -166,8 +173,8 @@ class RemoteScorer:
                     raise
                 time.sleep(pause_s)
                 response, pause_s = call(), min(2.0, 2 * pause_s)
-            except TimeoutError:
-                if left_s <= _LOOK_EVERY_S:
+            except TimeoutError as error:
+                if isinstance(error, RayTaskError) or left_s <= _LOOK_EVERY_S:
                     raise
                 self._check_there()
 

@@ -30,6 +30,9 @@ STUCK_AFTER = 2.0
 """Times `scorer.timeout_s` after which a computation counts as stuck. A caller asks again after one, and finds its question
 still at work; after two the replica says that it is ill, and Serve replaces it."""
 _MAX_ENGINES = 8
+# What an engine does not know; a key that is added elsewhere counts as known until it is named here.
+_OF_THE_TRAINER = {"contributing_pairs", "max_micro_batches", "refill"}
+_OF_THE_WAY = {"service", "timeout_s", "max_retries", "tokens_per_request", "requests_in_flight"}
 
 
 class ScorerReplica:
@@ -167,14 +170,5 @@ def _parsed(config_json: str) -> RunConfig:
 
 def scoring_key(config: RunConfig) -> str:
     """The part of a configuration that a scoring engine depends on; runs that share it share an engine, and its passes."""
-    sampler = {"reward", "group_size", "temperature", "top_p", "max_new_tokens", "min_std"}
-    return config.model_dump_json(
-        include={
-            "dataset": True,
-            "mllm": True,
-            "prompt": True,
-            "alignment": True,
-            "grpo": sampler,
-            "scorer": {"deterministic", "threads", "pairs_per_chunk"},
-        }
-    )
+    parts = {"dataset", "mllm", "prompt", "grpo", "alignment", "scorer"}
+    return config.model_dump_json(include=parts, exclude={"grpo": _OF_THE_TRAINER, "scorer": _OF_THE_WAY})

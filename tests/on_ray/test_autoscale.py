@@ -9,7 +9,7 @@ import pytest
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
 from saga_ray.on_ray.autoscale import TokenPolicy
-from saga_ray.on_ray.replica import TOKENS
+from saga_ray.on_ray.replica import TOKENS, scoring_key
 from saga_ray.on_ray.serve import scorer_app
 
 
@@ -39,7 +39,20 @@ def test_the_deployment_scales_only_where_it_is_asked_to(small_config: RunConfig
         with_override(with_override(small_config, "resources.max_scorers", 1), "resources.num_scorers", 2)
 
 
-def test_a_replica_may_use_a_fraction_of_a_gpu(small_config: RunConfig) -> None:
+def test_a_replica_may_use_a_fraction_of_a_gpu_or_several(small_config: RunConfig) -> None:
     shared = with_override(small_config, "resources.gpus_per_scorer", 0.25)
     options = scorer_app(shared, 1, selector={}, warm=False)._bound_deployment.ray_actor_options
     assert options["num_gpus"] == 0.25
+    spread = with_override(with_override(small_config, "mllm.device_map", "auto"), "resources.gpus_per_scorer", 2)
+    assert scorer_app(spread, 1, selector={}, warm=False)._bound_deployment.ray_actor_options["num_gpus"] == 2
+    for value, sentence in ((2, "idle; set mllm.device_map=auto"), (1.5, "neither a share of one GPU")):
+        with pytest.raises(ValueError, match=rf"resources\.gpus_per_scorer: {value} .*{sentence}"):
+            with_override(small_config, "resources.gpus_per_scorer", value)
+
+
+def test_runs_share_an_engine_exactly_if_they_score_alike(small_config: RunConfig) -> None:
+    key = scoring_key(small_config)
+    for name, value in (("seed", 7), ("grpo.refill", False), ("scorer.timeout_s", 5.0), ("scorer.service", "a")):
+        assert scoring_key(with_override(small_config, name, value)) == key, name
+    for name, value in (("grpo.group_size", 3), ("prompt.variant", "generic"), ("scorer.pairs_per_chunk", 2)):
+        assert scoring_key(with_override(small_config, name, value)) != key, name

@@ -11,6 +11,7 @@ import torch
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import build_engine
 from saga_ray.scorer.parts import join_results, kind, num_parts, split_request, tokens_of_pair
+from saga_ray.scorer.wire import request_to_arrays, rounded_request
 from saga_ray.types import ScoreOptions, ScoreRequest, ScoreResult
 from tests.helpers.scoring import relative, small_request, small_run_config
 from tests.helpers.small_mllm import small_answer
@@ -117,6 +118,18 @@ def test_a_part_holds_each_image_that_it_shows_once_and_no_other() -> None:
             there = request.pairs[pair.number]
             assert torch.equal(part.tokens.tokens_NLTD[pair.first], request.tokens.tokens_NLTD[there.first])
             assert torch.equal(part.tokens.tokens_NLTD[pair.second], request.tokens.tokens_NLTD[there.second])
+
+
+def test_over_the_wire_every_image_goes_once_in_the_dtype_of_the_mllm() -> None:
+    request = small_request(12)
+    images = {p for pair in request.pairs for p in (pair.first, pair.second)}
+    assert 2 * len(request.pairs) > len(images), "pairs must share images"
+    (whole,) = split_request(request, 1)
+    for dtype, size in ((torch.bfloat16, 2), (torch.float32, 4)):
+        arrays = request_to_arrays(rounded_request(whole, dtype))
+        (tokens,) = [array for name, array in arrays.items() if name.startswith("tokens_NLTD")]
+        assert tokens.nbytes == len(images) * 4 * 4 * 64 * size
+        assert sum(array.nbytes for array in arrays.values()) < tokens.nbytes + 2000
 
 
 def test_the_number_of_parts_follows_tokens() -> None:

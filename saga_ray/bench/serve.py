@@ -31,9 +31,10 @@ QUICK = Size(num_rounds=2, least_s=0.0)
 
 
 def bench_serve(size: Size, progress: Progress | None = None, config: RunConfig | None = None) -> dict[str, Any]:
-    """Measure on all cores that this process may use; starts a cluster of its own, or joins the one that is there.
+    """Measure with one thread in both places; starts a cluster of its own, or joins the one that is there.
 
-    Both places take turns within a round, first one, then the other; an overhead is the median of those of the rounds.
+    Both places take turns within a round, first one, then the other; an overhead is the median of those of the rounds. One
+    thread, because two that wait for each other measure what else the machine does.
 
     Args:
         config: of the run that asks; the demo's by default.
@@ -49,8 +50,7 @@ def bench_serve(size: Size, progress: Progress | None = None, config: RunConfig 
     from saga_ray.on_ray.cluster import available_cores
     from saga_ray.scorer.local import LocalScorer, build_engine
 
-    num_cores = available_cores()
-    torch.set_num_threads(num_cores)
+    torch.set_num_threads(1)
     progress.stage("loading the frozen MLLM")
     local = LocalScorer(build_engine(config))
     base = _large_enough(_request(config), local, size)
@@ -63,7 +63,7 @@ def bench_serve(size: Size, progress: Progress | None = None, config: RunConfig 
             progress.step(number, size.num_rounds, {})
             rounds.append(_round(replace(base, seed=number), local, remote, number % 2 == 1))
         progress.step(size.num_rounds, size.num_rounds, {})
-    return _report(base, rounds, config) | {"num_cores": num_cores}
+    return _report(base, rounds, config) | {"num_cores": available_cores()}
 
 
 def _config() -> RunConfig:
@@ -108,7 +108,7 @@ def _remote(config: RunConfig) -> Iterator[Scorer]:
     from saga_ray.on_ray.remote import remote_scorer
     from saga_ray.on_ray.serve import scorer_service
 
-    with connect([config]) as cluster, scorer_service([config], cluster) as app:
+    with connect([config]) as cluster, scorer_service([config], replace(cluster, num_cores=1)) as app:
         assert app is not None
         yield remote_scorer(app, config)
 

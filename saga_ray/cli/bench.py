@@ -39,7 +39,7 @@ def data(as_json: bool, quick: bool) -> None:
 def serve(as_json: bool, quick: bool) -> None:
     """Ask the demo MLLM the same in this process and behind Ray Serve, in turn.
 
-    Takes some minutes; requests take a second or more each.
+    Takes some minutes; requests take a second or more each, on one thread.
     """
     from saga_ray.bench.serve import FULL, QUICK, bench_serve
 
@@ -54,7 +54,7 @@ def serve(as_json: bool, quick: bool) -> None:
 def _print_serve(report: dict[str, Any]) -> None:
     request, seconds = report["request"], report["seconds"]
     result(
-        f"{report['num_cores']} cores, requests of {request['pairs']} pairs, {request['answers_per_pair']} answers each; "
+        f"{report['num_cores']} cores, one thread, requests of {request['pairs']} pairs, {request['answers_per_pair']} answers each; "
         f"{request['bytes_sent'] / 1e6:.1f} MB there, {request['bytes_received'] / 1e6:.1f} MB back"
     )
     for place in ("local", "remote"):

@@ -171,6 +171,39 @@ def test_a_process_killed_at_work_changes_nothing_but_time(
     assert all(torch.equal(local[name], remote[name]) for name in local)
 
 
+@pytest.mark.slow
+def test_a_run_whose_service_is_taken_away_stops_at_a_checkpoint_and_goes_on_from_there(
+    ray_cluster: None, small_config: RunConfig, tmp_path: Path
+) -> None:
+    from saga_ray.on_ray.cluster import connect
+    from saga_ray.on_ray.serve import start_service, stop_service
+
+    class Stopper(Heard):
+        """Takes the service away between two checkpoints."""
+
+        def step(self, step: int, num_steps: int, metrics: dict) -> None:
+            super().step(step, num_steps, metrics)
+            if step == 3:
+                stop_service("passing")
+
+    longer = _override(small_config, optim__steps=12, scorer__service="passing")
+    run_local(longer, tmp_path / "local", "saga")
+    with connect([longer]) as cluster:
+        start_service(longer, cluster, "passing")
+        with pytest.raises(
+            ValueError, match=r"scorer\.service: passing is gone; the run stopped at its last checkpoint"
+        ):
+            run_on_ray([Job(longer, "saga")], tmp_path / "ray", Stopper())
+        assert list((tmp_path / "ray" / "saga" / "checkpoints").iterdir())
+        start_service(longer, cluster, "passing")
+        again = Heard()
+        run_on_ray([Job(longer, "saga")], tmp_path / "ray", again)
+        stop_service("passing")
+    assert again.steps[0] > 1, "it went on"
+    here, there = _steps(tmp_path / "local", "saga"), _steps(tmp_path / "ray", "saga")
+    assert [_numbers(line) for line in here] == [_numbers(line) for line in there]
+
+
 def test_a_sentence_of_a_worker_comes_back_as_it_is(ray_cluster: None, small_config: RunConfig, tmp_path: Path) -> None:
     idle = _override(small_config, loss__metric="none", loss__weights__grpo=0.0, loss__weights__alignment=0.0)
     with pytest.raises(ValueError, match=r"^loss\.metric: none with .* leaves nothing to learn") as caught:

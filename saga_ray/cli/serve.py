@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import time
 
 import click
 
 from saga_ray.cli.options import RECIPE, SET, split_words
 from saga_ray.cli.terminal import progress, result, say, shell_quoted
-
-_LOOK_EVERY_S = 2.0
 
 
 @click.command("serve")
@@ -84,11 +81,10 @@ def _say_how_to_join(name: str, address: str, started: bool) -> None:
 
 def _wait(name: str) -> None:
     """Until it is stopped from elsewhere, or Ctrl-C."""
-    from saga_ray.on_ray.remote import is_there
+    from saga_ray.on_ray.serve import wait_until_stopped
 
     try:
-        while is_there(name):
-            time.sleep(_LOOK_EVERY_S)
+        wait_until_stopped(name)
         say(f"{name} was stopped.")
     except KeyboardInterrupt:
         say(f"{name} is stopped.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -33,6 +34,9 @@ _AT_WORK = 16
 """Requests that a replica holds at once: those of its passes, and some that wait for the next."""
 _WAITING = 256
 """Requests of one trainer that may wait for a replica. It has far fewer under way; one that is turned away asks again."""
+
+_LOOK_EVERY_S = 1.0
+_LEAVE_WITHIN_S = 30.0
 
 
 def scorer_app(
@@ -195,6 +199,22 @@ def stop_service(name: str) -> None:
     _end(name, keep_serve=False)
 
 
+def wait_until_stopped(name: str) -> None:
+    """Stand by a service on a cluster of one's own until somebody has stopped it, and has left the cluster too."""
+    before = _alive_jobs()
+    while is_there(name):
+        time.sleep(_LOOK_EVERY_S)
+    latest = time.monotonic() + _LEAVE_WITHIN_S
+    # Who stops it is still tidying up; without a cluster it would fail at that.
+    while _alive_jobs() - before and time.monotonic() < latest:
+        time.sleep(_LOOK_EVERY_S)
+
+
+def _alive_jobs() -> set[str]:
+    # The table of the GCS: `ray.util.state` would ask the dashboard, which a cluster need not have.
+    return {job["JobID"] for job in state.jobs() if not job["IsDead"]}
+
+
 def _deploy(config: RunConfig, cluster: Cluster, name: str, *, warm: bool, standing: bool = False) -> None:
     if not _serve_is_running():
         serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
@@ -217,8 +237,7 @@ def _delete_orphans() -> None:
     owners = {name: match[1] for name in serve.status().applications if (match := _OWN_APP.fullmatch(name))}
     if not owners:
         return
-    # The table of the GCS: `ray.util.state` would ask the dashboard, which a cluster need not have.
-    alive = {job["JobID"] for job in state.jobs() if not job["IsDead"]}
+    alive = _alive_jobs()
     for name, job in owners.items():
         if job not in alive:
             with contextlib.suppress(TimeoutError):  # Serve goes on deleting

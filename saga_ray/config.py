@@ -291,8 +291,15 @@ class MLLMConfig(Config):
 class PromptConfig(Config):
     """What the MLLM is asked."""
 
-    variant: Literal["structured", "generic"] = "structured"
-    """`structured` lists the attributes of the vocabulary; `generic` asks only for differences and verdict."""
+    variant: Literal["structured", "compact", "generic"] = "structured"
+    """`structured` lists the attributes of the vocabulary; `compact` does so and asks for nothing but short values and the verdict;
+    `generic` asks only for differences and verdict."""
+    answers: Literal["free", "template"] = "free"
+    """`free`: every token is the MLLM's own (paper). `template`: keys and punctuation are fed, only values and verdict are drawn, of
+    those that the vocabulary allows; every answer can be read, confidence and reasoning are left out, and so are differences
+    of described pictures."""
+    value_tokens: int = Field(8, ge=1)
+    """Template answers: most tokens of a value whose words the vocabulary leaves open, and of a generic answer's differences."""
     vocabulary: str | None = None
     """Name of a vocabulary in the package, or a YAML file of one's own; null takes the data set's, or that of the MLLM's folder."""
     vocabulary_digest: str | None = Field(None, pattern=r"^[0-9a-f]{12}$")
@@ -453,9 +460,9 @@ class RunConfig(Config):
             problems.append(
                 f"grpo.top_p: {self.grpo.top_p} cuts off verdicts whose probability grpo.reward=expected needs; set grpo.top_p=1"
             )
-        if self.loss.weights.consensus > 0 and self.prompt.variant != "structured":
+        if self.loss.weights.consensus > 0 and self.prompt.variant == "generic":
             problems.append(
-                f"loss.weights.consensus: {self.loss.weights.consensus} needs prompt.variant=structured (now {self.prompt.variant}): "
+                f"loss.weights.consensus: {self.loss.weights.consensus} needs prompt.variant=structured (now generic): "
                 f"without descriptions there is nothing to agree on; set one of the two"
             )
         if self.loss.weights.consensus > 0 and self.consensus.source == "truth" and self.dataset not in WITH_TRUTH:

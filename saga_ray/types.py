@@ -199,7 +199,7 @@ class ScoreResult:
     token_ids_PGR: Tensor
     """int64, padded with -1."""
     num_tokens_PG: Tensor
-    """int64 generated tokens, the end token included, also of pairs that do not contribute."""
+    """int64 generated tokens, the end token included, also of pairs that do not contribute; what a template fed does not count."""
     log_probs_PG: Tensor
     """Sum of log pi over the completion's tokens, at the sampling temperature and on the sampled support."""
     rewards_PG: Tensor
@@ -222,7 +222,7 @@ class ScoreResult:
     attention_count_P2: Tensor
     """int64 number of attribute tokens in that sum."""
     counters: Mapping[str, float | str]
-    """`path` (shared | naive), `process` (host:pid), `zero_advantage_pairs`, `num_tokens`, `seconds/*`."""
+    """`path` (shared | naive), `process` (host:pid), `zero_advantage_pairs`, `num_tokens`, `num_fed`, `seconds/*`."""
     reference_kl_P: Tensor | None = None
     """float64: sum over tokens of (log pi - log pi_ref)^2 / 2, whose gradient is an unbiased estimate of the KL's (k2)."""
     reference_grads_P2LTD: Tensor | None = None

@@ -100,16 +100,22 @@ def _unescaped(inside: str) -> str:
 
 
 def written_answer(
-    item: str,
+    keys: tuple[str, str],
     first: Mapping[str, str],
     second: Mapping[str, str],
-    differences: Sequence[str],
+    differences: Sequence[str] | None,
     verdict_key: str,
     same: bool,
 ) -> str:
-    """An answer in form, as compact JSON: the form that the demo MLLM writes, and that `parse_answer` reads."""
-    key = item.replace(" ", "_")
-    answer = {f"{key}_1": dict(first), f"{key}_2": dict(second), "differences": list(differences)}
+    """An answer in form, as compact JSON: the form that the demo MLLM writes, and that `parse_answer` reads.
+
+    Args:
+        keys: Of both descriptions.
+        differences: None leaves the key out.
+    """
+    answer: dict[str, Any] = {keys[0]: dict(first), keys[1]: dict(second)}
+    if differences is not None:
+        answer["differences"] = list(differences)
     return json.dumps(answer | {verdict_key: "yes" if same else "no"}, separators=(",", ":"), ensure_ascii=False)
 
 

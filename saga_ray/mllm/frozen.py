@@ -145,7 +145,10 @@ class FrozenMLLM:
         return self.family.embed(self.model, ids)
 
     def run(self, hidden_SRD: Tensor, positions_3R: Tensor, memory: Memory, deepstack: Sequence[Tensor] = ()) -> Tensor:
-        """Rows through all layers and the final norm; DeepStack features are added after layers 0, 1, ..."""
+        """Rows through all layers and the final norm; DeepStack features are added after layers 0, 1, ...
+
+        Positions are those of all rows, (3, R), or of each, (3, S, R).
+        """
         rotary = self.family.rotary(self.decoder, hidden_SRD, positions_3R)
         for number, layer in enumerate(self.decoder.layers):
             hidden_SRD = layer(hidden_SRD, position_embeddings=rotary[number], attention_mask=None, memory=memory)

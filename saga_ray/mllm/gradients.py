@@ -44,10 +44,21 @@ class Scored:
 
 
 def token_log_probs(
-    mllm: FrozenMLLM, hidden_ND: Tensor, ids_N: Tensor, support_N: Tensor | None, policy: Policy
+    mllm: FrozenMLLM,
+    hidden_ND: Tensor,
+    ids_N: Tensor,
+    support_N: Tensor | None,
+    policy: Policy,
+    sets: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """log pi of chosen tokens, on the support that they were drawn from; without one, on the nucleus found anew."""
+    """log pi of chosen tokens, on the support that they were drawn from; without one, on the nucleus found anew.
+
+    Args:
+        sets: of a template's tokens, the number of the set that each is drawn from (N,), and all sets (A, V).
+    """
     logits_NV = mllm.logits(hidden_ND, policy.temperature)
+    if sets is not None:
+        logits_NV = logits_NV.masked_fill(~sets[1][sets[0]], -torch.inf)
     size_N = nucleus_size(logits_NV, policy.top_p) if support_N is None else support_N
     allowed_NV = restrict(logits_NV, size_N, ids_N)
     return allowed_NV.gather(1, ids_N[:, None])[:, 0] - allowed_NV.logsumexp(dim=1)
@@ -66,12 +77,15 @@ def _chunk_loss(
     support_SR: Tensor | None,
     weights_SR: Tensor,
     policy: Policy,
+    sets: tuple[Tensor, Tensor] | None,
 ) -> Tensor:
     """log pi (S, R) of a chunk; if autograd is on, the loss is already carried back to `hidden_SRD`'s graph.
 
+    What a template fed has probability 1: log pi is 0 there, and the logits are not even computed.
+
     Logits of a few rows at a time: whole, those of one group of a real MLLM take gigabytes.
     """
-    mask_SR = ids_SR >= 0
+    mask_SR = ids_SR >= 0 if sets is None else sets[0] >= 0
     backward = torch.is_grad_enabled() and hidden_SRD.requires_grad
     leaf_ND = hidden_SRD[mask_SR].detach().requires_grad_(backward)
     ids_N, support_N = ids_SR[mask_SR], None if support_SR is None else support_SR[mask_SR]
@@ -81,7 +95,8 @@ def _chunk_loss(
     for start in range(0, len(ids_N), step):
         part = slice(start, start + step)
         support = None if support_N is None else support_N[part]
-        log_probs_N = token_log_probs(mllm, leaf_ND[part], ids_N[part], support, policy)
+        sets_N = None if sets is None else (sets[0][mask_SR][part], sets[1])
+        log_probs_N = token_log_probs(mllm, leaf_ND[part], ids_N[part], support, policy, sets_N)
         log_probs.append(log_probs_N.detach().double())
         if backward:
             policy_loss_sum(log_probs_N, weights_N[part]).backward()
@@ -141,7 +156,8 @@ def score_shared(
             memory = ResponseMemory([(k[chunk[0]], v[chunk[0]]) for k, v in leaves], capture)
             positions = mllm.answer_positions(layout, longest)
             hidden_SRD = mllm.run(mllm.embed(_fed(ids_SR, layout)), positions, memory)
-            found_SR = _chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, weights_SR[chosen, :longest], policy)
+            sets = completions.sets_of(chosen, longest)
+            found_SR = _chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, weights_SR[chosen, :longest], policy, sets)
             log_probs.append(torch.nn.functional.pad(found_SR, (0, weights_SR.shape[1] - longest)))
             attention += capture.sums_S2T if capture is not None else [[None, None]] * len(chosen)
     grads = None
@@ -201,9 +217,11 @@ def naive_score(
         ids_GR = completions.token_ids_SR[group]
         tokens_2LTD = tokens_P2LTD[pair].detach().requires_grad_()
         hidden_GRD = naive_hidden(mllm, layout, prompt, tokens_2LTD, ids_GR)
-        mask_GR = ids_GR >= 0
+        sets = completions.sets_of(group, ids_GR.shape[1])
+        mask_GR = ids_GR >= 0 if sets is None else sets[0] >= 0
+        sets_N = None if sets is None else (sets[0][mask_GR], sets[1])
         support = completions.support_SR[group][mask_GR] if replay_support else None
-        log_probs_N = token_log_probs(mllm, hidden_GRD[mask_GR], ids_GR[mask_GR], support, policy)
+        log_probs_N = token_log_probs(mllm, hidden_GRD[mask_GR], ids_GR[mask_GR], support, policy, sets_N)
         log_probs_GR = torch.zeros(ids_GR.shape, dtype=log_probs_N.dtype, device=mllm.device)
         log_probs_GR = log_probs_GR.masked_scatter(mask_GR, log_probs_N)
         loss = policy_loss_sum(log_probs_GR, weights_SR[group])

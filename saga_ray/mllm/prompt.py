@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saga_ray.mllm.answers import written_answer
 from saga_ray.mllm.marks import ImageMarks
 from saga_ray.yaml_text import load_yaml, parse_yaml
 
@@ -45,6 +46,10 @@ class Prompt:
     """Longest answer that makes sense for this prompt."""
     source: str = field(default="", compare=False)
     """File that it came from."""
+    answers: str = "free"
+    """`free`, or `template` where keys and punctuation are fed (`saga_ray.mllm.template`)."""
+    value_tokens: int = 8
+    """Most tokens of a template answer's value whose words are left open."""
 
 
 def load_prompt(dataset: str, variant: str, mllm_folder: str | Path | None) -> Prompt:
@@ -89,6 +94,11 @@ def _own_prompt(values: Mapping[str, Any], variant: str, source: str) -> Prompt:
     fields = _common_fields(values, source)
     templates = values.get("templates")
     texts = templates.get(variant) if isinstance(templates, Mapping) else None
+    if texts is None and variant == "compact" and isinstance(templates, Mapping):
+        raise ValueError(
+            f"prompt.variant: the MLLM's own prompt in {source} has no compact form (it has {', '.join(map(str, templates))}); "
+            f"set prompt.variant=structured, or write templates.compact there"
+        )
     if not isinstance(texts, list) or len(texts) != 3 or not all(isinstance(text, str) for text in texts):
         raise ValueError(
             f"{source}: templates.{variant} is {texts!r}; give three texts: before image 1, between the images, after image 2"
@@ -99,29 +109,55 @@ def _own_prompt(values: Mapping[str, Any], variant: str, source: str) -> Prompt:
     return Prompt(**fields, variant=variant, texts=tuple(texts), max_new_tokens=longest, source=source)  # type: ignore[arg-type]
 
 
+def description_keys(prompt: Prompt) -> tuple[str, str]:
+    """Keys of both descriptions in an answer."""
+    if prompt.variant == "compact":
+        return "1", "2"
+    item = prompt.item.replace(" ", "_")
+    return f"{item}_1", f"{item}_2"
+
+
+def answer_text(
+    prompt: Prompt, first: Mapping[str, str], second: Mapping[str, str], differences: Sequence[str], same: bool
+) -> str:
+    """A whole answer to a prompt that asks for descriptions, as compact JSON without free words."""
+    keys = description_keys(prompt)
+    return written_answer(
+        keys, first, second, None if prompt.variant == "compact" else differences, prompt.verdict_key, same
+    )
+
+
 def request_text(prompt: Prompt) -> tuple[str, str]:
     """System and user text. All of it stands before the first image, so its keys and values are computed once per run."""
-    item, key = prompt.item, prompt.verdict_key
+    item, key, asks_all = prompt.item, prompt.verdict_key, prompt.answers == "free"
     question = f'"{key}": "yes" if both photographs show the same kind of {item}, or "no" if they do not'
     if prompt.variant == "generic":
         return "You compare photographs.", (
             f"Two photographs follow. Work out whether they show the same kind of {item}.\n"
             f"Reply with one JSON object and nothing around it. Its keys, in this order:\n"
             f'"differences": what tells the two apart, in a few words;\n'
-            f'"reasoning": one sentence;\n{question}.'
+            + ('"reasoning": one sentence;\n' if asks_all else "")
+            + f"{question}."
         )
     lines = "\n".join(
         f"- {name}" + (f" (choose from: {', '.join(values)})" if values else "")
         for name, values in prompt.attributes.items()
     )
+    is_compact = prompt.variant == "compact"
+    # As it always read, with the item's own spaces; template answers are fed their keys and need them as they are.
+    first, second = description_keys(prompt) if is_compact or not asks_all else (f"{item}_1", f"{item}_2")
+    more = (
+        '"differences": the differences that matter most;\n'
+        '"confidence": "high", "medium" or "low";\n'
+        '"reasoning": one sentence;\n'
+    )
     return f"You are an experienced {prompt.role}.", (
         f"Two photographs follow, each of one {item}. Judge them by these attributes:\n{lines}\n"
-        f"Reply with one JSON object and nothing around it. Its keys, in this order:\n"
-        f'"{item}_1": an object that gives, for every attribute above, what the first photograph shows, in a few words;\n'
-        f'"{item}_2": the same attributes for the second photograph;\n'
-        f'"differences": the differences that matter most;\n'
-        f'"confidence": "high", "medium" or "low";\n'
-        f'"reasoning": one sentence;\n{question}.'
+        f"Reply with one {'line of compact JSON' if is_compact else 'JSON object'} and nothing around it. Its keys, in this order:\n"
+        f'"{first}": an object that gives, for every attribute above, what the first photograph shows, '
+        f"in {'one or two' if is_compact else 'a few'} words;\n"
+        f'"{second}": the same attributes for the second photograph;\n'
+        f"{more if asks_all and not is_compact else ''}{question}."
     )
 
 

@@ -25,11 +25,31 @@ class Completions:
     """float64, sums over tokens at the sampling temperature, on the sampled support."""
     ended_S: Tensor
     """bool: False for an answer that was cut."""
+    sets_SR: Tensor | None = None
+    """int64, of template answers: which set each token was drawn from, -1 for fed ones and padding."""
+    table_AV: Tensor | None = None
+    """bool: which tokens each of those sets holds."""
 
     @property
     def num_tokens_S(self) -> Tensor:
         """Counted from the tokens up to the end token, which counts."""
         return (self.token_ids_SR >= 0).sum(dim=1)
+
+    @property
+    def drawn_SR(self) -> Tensor:
+        """bool: tokens that the policy chose; not padding, and not what a template fed."""
+        return self.token_ids_SR >= 0 if self.sets_SR is None else self.sets_SR >= 0
+
+    @property
+    def num_drawn_S(self) -> Tensor:
+        """How many those are."""
+        return self.drawn_SR.sum(dim=1)
+
+    def sets_of(self, rows: Tensor | slice, num_tokens: int) -> tuple[Tensor, Tensor] | None:
+        """Of some answers' first tokens: numbers of the sets that they were drawn from, and all sets; None if anything may stand anywhere."""
+        if self.sets_SR is None or self.table_AV is None:
+            return None
+        return self.sets_SR[rows, :num_tokens], self.table_AV
 
 
 def uniform_numbers(

@@ -19,10 +19,12 @@ from torch import Tensor
 
 from saga_ray.config import RunConfig
 from saga_ray.mllm.answers import Answer
+from saga_ray.mllm.filling import fill_in, given_in
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.gradients import Policy
 from saga_ray.mllm.prompt import Prompt, prompt_texts
 from saga_ray.mllm.sampling import Completions, given, sample, uniform_numbers
+from saga_ray.mllm.template import Template
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.rl.rewards import verdict_rewards
 from saga_ray.scorer.checks import Reads, check_request
@@ -62,6 +64,7 @@ class ScoringEngine:
         self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
         self.texts = prompt_texts(prompt, mllm.tokenizer, mllm.family.marks(mllm.tokenizer))
         self.max_new_tokens = min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
+        self.template = self._template()
         self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
         self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
         policy = Policy(config.grpo.temperature, config.grpo.top_p)
@@ -170,13 +173,19 @@ class ScoringEngine:
 
     def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Prefix) -> Completions:
         if request.answers is not None:
-            return given(self.mllm, [text for group in request.answers[chosen] for text in group])
+            texts = [text for group in request.answers[chosen] for text in group]
+            if self.template is not None:
+                return given_in(self.template, texts, self.mllm.device)
+            return given(self.mllm, texts)
         grpo = self.config.grpo
         keys = zip(origins(request)[chosen], request.pairs[chosen], strict=True)
         uniform = np.concatenate(
             [uniform_numbers(*origin, [pair.number], grpo.group_size, self.max_new_tokens) for origin, pair in keys]
         )
-        return sample(self.mllm, layout, prefix, uniform, temperature=grpo.temperature, top_p=grpo.top_p)
+        policy = {"temperature": grpo.temperature, "top_p": grpo.top_p}
+        if self.template is not None:
+            return fill_in(self.mllm, layout, prefix, uniform, self.template, **policy)
+        return sample(self.mllm, layout, prefix, uniform, **policy)
 
     def _rewards(
         self, request: ScoreRequest, chosen: slice, pairs: Sequence[ImagePair], answers: list[Answer]
@@ -200,7 +209,9 @@ class ScoringEngine:
         _, num_levels, num_visual, width = request.tokens.tokens_NLTD.shape
 
         def joined(name: str, *empty: int, dtype: torch.dtype = torch.float64) -> Tensor:
-            holders = [next(h for h in (c, c.signal, c.found, c.reference) if hasattr(h, name)) for c in chunks]
+            holders = [
+                next(h for h in (c, c.signal, c.found, c.reference, c.completions) if hasattr(h, name)) for c in chunks
+            ]
             parts = [getattr(holder, name).cpu() for holder in holders]
             return torch.cat(parts) if parts else torch.zeros(0, *empty, dtype=dtype)
 
@@ -211,11 +222,12 @@ class ScoringEngine:
         contributes_P = joined("contributes_P", dtype=torch.bool)
         images = (2, num_levels, num_visual, width)
         asked_reference = request.reference is not None
-        num_tokens_PG = (ids_SR >= 0).sum(dim=1).view(num_pairs, num_answers)
+        num_tokens_PG = joined("num_drawn_S", dtype=torch.int64).view(num_pairs, num_answers)
         counters: dict[str, float | str] = {
             "path": self.path,
             "process": self._process,
             "num_tokens": int(num_tokens_PG.sum()),
+            "num_fed": int((ids_SR >= 0).sum() - num_tokens_PG.sum()),
             "malformed": int((verdicts_PG < 0).sum()),
             "truncated": len(ended) - sum(ended),
             "zero_advantage_pairs": int((~contributes_P).sum()),
@@ -252,6 +264,18 @@ class ScoringEngine:
             self._check_length(layout)
             self._layouts[grid_hw] = (layout, self.mllm.constant_prefix(layout))
         return self._layouts[grid_hw]
+
+    def _template(self) -> Template | None:
+        """The form of the answers, if the run asks for it."""
+        if self.prompt.answers != "template":
+            return None
+        template = Template(self.mllm, self.prompt)
+        if template.longest > self.max_new_tokens:
+            raise ValueError(
+                f"grpo.max_new_tokens: {self.max_new_tokens} is less than the {template.longest} tokens of the longest template answer; "
+                f"raise it, lower prompt.value_tokens, or ask for fewer attributes"
+            )
+        return template
 
     def _check_length(self, layout: Layout) -> None:
         """Positions behind the last one that the MLLM was made for are never used."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from saga_ray.config import RunConfig
@@ -16,6 +17,11 @@ def prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
     Raises:
         ValueError: for a vocabulary or a prompt file that cannot be used.
     """
+    prompt = _prompt_in(config, folder)
+    return replace(prompt, answers=config.prompt.answers, value_tokens=config.prompt.value_tokens)
+
+
+def _prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
     name = config.prompt.vocabulary
     if name is None:
         return load_prompt(config.dataset, config.prompt.variant, folder)

@@ -26,8 +26,8 @@ from saga_ray.data.images import BrokenImageError
 from saga_ray.data.keyed import keyed_uniforms
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.leaderboard.consensus_page import write_consensus_page
-from saga_ray.mllm.answers import parse_answer, plain, written_answer
-from saga_ray.mllm.prompt import Prompt
+from saga_ray.mllm.answers import parse_answer, plain
+from saga_ray.mllm.prompt import Prompt, answer_text
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import load_images
@@ -206,7 +206,7 @@ class Consensus:
             same = labels[0] == labels[1]
             apart = [name for name in attributes if words[0][name] != words[1][name]]
             taught.append(ImagePair(first, second, same, len(taught)))
-            answers.append((written_answer(self._prompt.item, *words, apart, self._prompt.verdict_key, same),))
+            answers.append((answer_text(self._prompt, *words, apart, same),))
         if not taught:
             return None
         options = ScoreOptions(attention=False, lesson=True)

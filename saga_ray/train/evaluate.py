@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from saga_ray import __version__
-from saga_ray.config import DataConfig, RunConfig
+from saga_ray.config import DataConfig, PromptConfig, RunConfig
 from saga_ray.configure import label
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.encoder.export import FOLDER, save_encoder
@@ -90,7 +90,10 @@ def evaluate(
     return result, stored
 
 
-_LATER_DATA_KEYS = ("decode", "hard_from", "taxonomy", "taxonomy_digest", "mining_images", "crop_area")
+_LATER_KEYS = {
+    "data": ("decode", "hard_from", "taxonomy", "taxonomy_digest", "mining_images", "crop_area"),
+    "prompt": ("answers", "value_tokens"),
+}
 """Keys that came after results were stored: at their defaults they change nothing, the hash neither."""
 
 
@@ -106,9 +109,11 @@ def config_hash(config: RunConfig) -> str:
     values["data"].pop("root")
     if config.data.taxonomy_digest is not None:
         values["data"]["taxonomy"] = None  # a place; the digest says what stands there
-    for key in _LATER_DATA_KEYS:
-        if values["data"][key] == DataConfig.model_fields[key].default:
-            values["data"].pop(key)
+    defaults = {"data": DataConfig(), "prompt": PromptConfig()}
+    for group, keys in _LATER_KEYS.items():
+        for key in keys:
+            if values[group][key] == getattr(defaults[group], key):
+                values[group].pop(key)
     values["mllm"].pop("path")
     values["mllm"].pop("device_map")
     for key in ("weights", "revision"):  # the tower's weights have an identity of their own

@@ -218,7 +218,7 @@ def heard_shares(result: ScoreResult, questions: Questions, prompt: Prompt) -> d
 
 
 def _named_rightly(result: ScoreResult, questions: Questions, prompt: Prompt) -> dict[str, float]:
-    asked = {plain(name) for name in prompt.attributes} if prompt.variant == "structured" else set()
+    asked = {plain(name) for name in prompt.attributes} if prompt.variant != "generic" else set()
     columns = {name: column for column, name in enumerate(questions.attribute_names) if plain(name) in asked}
     if questions.truth_NA is None or not columns:
         return {}

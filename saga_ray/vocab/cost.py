@@ -71,10 +71,11 @@ def typical_cost(vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase) -> 
     FREE_TEXT.
     """
     texts, by_value, lengths = TokenTexts(tokenizer), {name: {} for name in vocabulary.attributes}, []
+    item = vocabulary.item.replace(" ", "_")
     choices = {name: values or (FREE_TEXT,) for name, values in vocabulary.attributes.items()}
     for number in range(max(map(len, choices.values()))):
         words = {name: values[number % len(values)] for name, values in choices.items()}
-        text = written_answer(vocabulary.item, words, words, [], vocabulary.verdict_key, True)
+        text = written_answer((f"{item}_1", f"{item}_2"), words, words, [], vocabulary.verdict_key, True)
         ids = tokenizer.encode(text, add_special_tokens=False)
         if texts.decode(ids) != text:
             return None

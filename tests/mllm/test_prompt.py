@@ -1,26 +1,29 @@
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from saga_ray.config import DATASETS
-from saga_ray.mllm.prompt import Prompt, load_prompt, prompt_from_vocabulary, prompt_texts, request_text
+from saga_ray.mllm.answers import parse_answer
+from saga_ray.mllm.prompt import Prompt, answer_text, load_prompt, prompt_from_vocabulary, prompt_texts, request_text
 from tests.helpers.small_mllm import saga_prompt, small_tokenizer
 
 PAPER_COUNTS = {"cub": 28, "inat-aves": 28, "cars": 17, "aircraft": 17}
 
 
 @pytest.mark.parametrize("dataset", DATASETS)
-@pytest.mark.parametrize("variant", ["structured", "generic"])
+@pytest.mark.parametrize("variant", ["structured", "compact", "generic"])
 def test_every_data_set_has_a_prompt_that_asks_for_its_verdict_last(dataset: str, variant: str) -> None:
     prompt = load_prompt(dataset, variant, None)
     system, user = request_text(prompt)
     assert user.rstrip().splitlines()[-1].startswith(f'"{prompt.verdict_key}": "yes"')
     listed = [name for name in prompt.attributes if f"- {name}" in user]
-    assert len(listed) == (len(prompt.attributes) if variant == "structured" else 0)
-    assert (prompt.role in system) == (variant == "structured")
+    assert len(listed) == (0 if variant == "generic" else len(prompt.attributes))
+    assert (prompt.role in system) == (variant != "generic")
 
 
 @pytest.mark.parametrize("dataset", PAPER_COUNTS)
@@ -94,3 +97,34 @@ def test_a_tokenizer_without_chat_template_or_that_drops_images_is_refused() -> 
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         prompt_texts(prompt, tokenizer)
+
+
+@pytest.mark.parametrize("dataset", PAPER_COUNTS)
+def test_the_compact_form_asks_for_the_same_attributes_and_no_free_words(dataset: str) -> None:
+    compact, whole = (load_prompt(dataset, variant, None) for variant in ("compact", "structured"))
+    assert compact.attributes == whole.attributes
+    user = request_text(compact)[1]
+    assert not any(word in user for word in ("differences", "confidence", "reasoning"))
+    words = {name: "grey" for name in compact.attributes}
+    answers = [answer_text(prompt, words, words, ["size"], True) for prompt in (compact, whole)]
+    read = [parse_answer(text, compact.verdict_key) for text in answers]
+    assert [answer.verdict for answer in read] == [1, 1]
+    assert read[0].descriptions(answers[0]) == read[1].descriptions(answers[1]) == (words, words)
+    assert len(answers[0]) < len(answers[1])
+    assert list(json.loads(answers[0])) == ["1", "2", compact.verdict_key]
+
+
+def test_template_answers_are_asked_for_what_the_template_holds() -> None:
+    prompt = replace(Prompt("critic", "old vase", {"glaze": None}, "same_maker", "structured"), answers="template")
+    user = request_text(prompt)[1]
+    places = [user.index(f'"{key}"') for key in ("old_vase_1", "old_vase_2", "same_maker")]
+    assert places == sorted(places)
+    assert not any(word in user for word in ("differences", "confidence", "reasoning"))
+    assert '"differences"' in request_text(replace(prompt, variant="generic"))[1]
+
+
+def test_an_own_prompt_without_a_compact_form_says_so_in_a_sentence(folder: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"has no compact form \(it has structured, generic\); set prompt.variant=struc"
+    ):
+        load_prompt("demo", "compact", folder)

@@ -22,6 +22,11 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 """Rotary embeddings whose angles depend on the position alone, up to the model's own longest sequence."""
 
 
+def text_positions(positions_3R: Tensor) -> Tensor:
+    """Of one axis: (1, R) of all rows, or (S, R) of each."""
+    return positions_3R[:1] if positions_3R.ndim == 2 else positions_3R[0]
+
+
 class Family:
     """A vision tower whose tokens replace placeholders of a causal decoder with one-dimensional rotary positions."""
 
@@ -71,8 +76,8 @@ class Family:
     # The decoder
 
     def rotary(self, decoder: nn.Module, hidden_SRD: Tensor, positions_3R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
-        """(cos, sin) of every layer."""
-        return [decoder.rotary_emb(hidden_SRD, positions_3R[:1])] * len(decoder.layers)
+        """(cos, sin) of every layer; positions of all rows, (3, R), or of each, (3, S, R)."""
+        return [decoder.rotary_emb(hidden_SRD, text_positions(positions_3R))] * len(decoder.layers)
 
     # The library's own forward, for the naive twin
 

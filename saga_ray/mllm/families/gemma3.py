@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from saga_ray.mllm.families.base import Family
+from saga_ray.mllm.families.base import Family, text_positions
 from saga_ray.mllm.marks import ImageMarks
 
 
@@ -24,7 +24,7 @@ class Gemma3(Family):
 
     def rotary(self, decoder: nn.Module, hidden_SRD: Tensor, positions_3R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         kinds = decoder.config.layer_types[: len(decoder.layers)]
-        by_kind = {kind: decoder.rotary_emb(hidden_SRD, positions_3R[:1], kind) for kind in dict.fromkeys(kinds)}
+        by_kind = {kind: decoder.rotary_emb(hidden_SRD, text_positions(positions_3R), kind) for kind in dict.fromkeys(kinds)}
         return [by_kind[kind] for kind in kinds]
 
     def library_inputs(

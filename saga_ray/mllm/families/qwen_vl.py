@@ -25,7 +25,8 @@ class GridPositions(Family):
         return positions[:, 0]
 
     def rotary(self, decoder: nn.Module, hidden_SRD: Tensor, positions_3R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
-        return [decoder.rotary_emb(hidden_SRD, positions_3R[:, None])] * len(decoder.layers)
+        positions_3SR = positions_3R[:, None] if positions_3R.ndim == 2 else positions_3R
+        return [decoder.rotary_emb(hidden_SRD, positions_3SR)] * len(decoder.layers)
 
     def library_positions(self, positions_3C: Tensor, num_rows: int) -> Tensor:
         return positions_3C[:, None].expand(3, num_rows, -1)

@@ -96,7 +96,12 @@ def plain(word: str) -> str:
 
 def _unescaped(inside: str) -> str:
     """What stands between the quotes of a JSON string, read; other scalars stay as they are written."""
-    return scanstring(f'{inside}"', 0, False)[0]
+    return _sound(scanstring(f'{inside}"', 0, False)[0])
+
+
+def _sound(text: str) -> str:
+    r"""Half a surrogate pair ("\ud83d" alone) is no character: no file could hold it."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def written_answer(
@@ -169,7 +174,8 @@ def _expect(text: str, place: int, character: str) -> int:
 def _string(text: str, place: int) -> tuple[str, int]:
     place = _expect(text, place, '"')
     try:
-        return scanstring(text, place, False)
+        word, place = scanstring(text, place, False)
+        return _sound(word), place
     except JSONDecodeError:
         raise _Broken from None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saga_ray.mllm.answers import written_answer
 from saga_ray.mllm.marks import ImageMarks
+from saga_ray.mllm.vocabulary import checked_vocabulary
 from saga_ray.yaml_text import load_yaml, parse_yaml
 
 if TYPE_CHECKING:
@@ -78,16 +79,13 @@ def _common_fields(values: Mapping[str, Any], source: str) -> dict[str, Any]:
         if not isinstance(values.get(key), str) or not values[key].strip():
             raise ValueError(f"{source}: {key} is {values.get(key)!r}; give it a word")
     attributes = values.get("attributes")
-    if isinstance(attributes, list):
-        attributes = dict.fromkeys(attributes)
-    if not isinstance(attributes, Mapping) or not attributes:
+    if not isinstance(attributes, Mapping | list) or not attributes:
         raise ValueError(f"{source}: attributes is {attributes!r}; list at least one name, with its values or without")
-    return {
-        "role": values["role"],
-        "item": values["item"],
-        "verdict_key": values["verdict_key"],
-        "attributes": {str(k): tuple(map(str, v)) if v else None for k, v in attributes.items()},
-    }
+    if isinstance(attributes, Mapping):  # numbers are words here
+        attributes = {str(name): tuple(map(str, words)) if words else None for name, words in attributes.items()}
+    words = {key: values[key] for key in ("role", "item", "verdict_key")}
+    checked = checked_vocabulary({**words, "attributes": attributes}, source)
+    return {**words, "attributes": checked.attributes}
 
 
 def _own_prompt(values: Mapping[str, Any], variant: str, source: str) -> Prompt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import yaml
@@ -160,7 +160,15 @@ def parse_vocabulary(text: str, source: str) -> Vocabulary:
     if not isinstance(values, dict):
         needed = ", ".join(Vocabulary.model_fields)
         raise ConfigError(f"{source}: holds no mapping of keys; give {needed}")
-    values = {key: value for key, value in values.items() if key not in _OF_A_PROMPT_FILE}
+    return checked_vocabulary({key: value for key, value in values.items() if key not in _OF_A_PROMPT_FILE}, source)
+
+
+def checked_vocabulary(values: Mapping[str, Any], source: str) -> Vocabulary:
+    """A vocabulary from its values.
+
+    Raises:
+        ConfigError: every mistake at once, one sentence per line.
+    """
     try:
         return Vocabulary.model_validate(values)
     except ValidationError as error:

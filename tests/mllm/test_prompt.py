@@ -78,6 +78,14 @@ def test_an_mllm_folder_with_its_own_prompt_replaces_vocabulary_and_template(fol
         ({"templates": {"generic": ["a", "b", "c"]}}, "templates.structured is None"),
         ({"templates": {"structured": ["a", "b"]}}, "give three texts"),
         ({"max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"attributes": ["bill", "wing", "bill"]}, "attributes: 'bill' stands twice; keep one"),
+        ({"attributes": {"bill": None, "Bill": None}}, "'bill' and 'Bill' are one name when answers are read"),
+        ({"attributes": ["bill", " "]}, "attributes: ' ' is empty; give it a word"),
+        ({"attributes": {"bill": ["long", 'a "hook"']}}, "holds '\"', which breaks prompt or answer"),
+        ({"attributes": {"bill": ["long", "long"]}}, "value 'long' stands twice; keep one"),
+        ({"attributes": {"bill": ["long", "a\\b"]}}, "which breaks prompt or answer; leave it out"),
+        ({"attributes": {"same": None}}, "attributes: 'same' is the verdict's key as well; rename one of the two"),
+        ({"verdict_key": "reasoning"}, "verdict_key: 'reasoning' cannot be told from the rest of an answer"),
     ],
 )
 def test_a_broken_prompt_file_is_refused_with_file_and_key(tmp_path: Path, change: dict, message: str) -> None:

@@ -315,6 +315,8 @@ class ScorerConfig(Config):
     """Threads of trainer and scorer in deterministic mode."""
     pairs_per_chunk: int = Field(16, ge=1)
     """Pairs sampled and differentiated at once; bounds memory."""
+    store_answers: bool = False
+    """Store every answer of a run in `completions.parquet`, with tokens and spans; otherwise a sample is kept."""
     timeout_s: float = Field(600.0, gt=0)
     """A remote request that takes longer is retried."""
     max_retries: int = Field(3, ge=0)

@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from saga_ray.storage import Storage
-from saga_ray.train.step import StepReport
-from saga_ray.types import ImageTable
+from saga_ray.train.completions import AllCompletions, Completions, SampledCompletions
 
-logger = logging.getLogger(__name__)
-
-METRICS, COMPLETIONS, EVENTS = "metrics.jsonl", "completions.parquet", "tensorboard"
-MAX_COMPLETED_PAIRS = 4096
-"""Pairs kept in completions.parquet; the oldest go first."""
-PAIRS_PER_RECORDED_STEP = 16
+METRICS, EVENTS = "metrics.jsonl", "tensorboard"
 
 
 class RunLog:
@@ -27,7 +19,7 @@ class RunLog:
     On storage that is not this machine's disk, files grow in a temporary folder and are copied at every `sync`.
     """
 
-    def __init__(self, run: Storage, step: int, num_steps: int) -> None:
+    def __init__(self, run: Storage, step: int, num_steps: int, *, store_answers: bool = False) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run = run
@@ -37,8 +29,9 @@ class RunLog:
         kept = kept_lines(run, step)
         (self._folder / METRICS).write_text("".join(kept), encoding="utf-8")
         self._metrics = (self._folder / METRICS).open("a", encoding="utf-8", buffering=1)
-        self._completions = _kept_completions(run, step)
-        self._record_every = max(1, num_steps // 64)
+        self.completions: Completions = (
+            AllCompletions(run, step) if store_answers else SampledCompletions(run, step, num_steps)
+        )
         self._events = SummaryWriter(str(self._folder / EVENTS), purge_step=step + 1 if step else None)
 
     def step(self, metrics: Mapping[str, float | str]) -> None:
@@ -49,17 +42,10 @@ class RunLog:
             if isinstance(value, (int, float)):
                 self._events.add_scalar(name, value, int(metrics["step"]))
 
-    def completions(self, step: int, report: StepReport, table: ImageTable) -> None:
-        """Remember some of what the MLLM said."""
-        if step % self._record_every == 0 or step == 1:
-            self._completions += completion_rows(step, report, table)[:PAIRS_PER_RECORDED_STEP]
-            del self._completions[:-MAX_COMPLETED_PAIRS]
-
     def sync(self) -> None:
         """Make everything so far durable."""
         self._events.flush()
-        if self._completions:
-            self._run.write(COMPLETIONS, _to_parquet(self._completions))
+        self.completions.sync()
         if self._temporary is not None:
             for path in sorted(self._folder.rglob("*")):
                 if path.is_file():
@@ -86,58 +72,3 @@ def kept_lines(run: Storage, step: int) -> list[str]:
         except (ValueError, KeyError, TypeError):
             break
     return kept
-
-
-def completion_rows(step: int, report: StepReport, table: ImageTable) -> list[dict[str, Any]]:
-    """This rank's scored pairs of a step, one row each."""
-    chosen = {(each.place, each.pair) for each in report.chosen}
-    rows = []
-    for place, scored in enumerate(report.scored):
-        result = scored.result
-        if result is None:
-            continue
-        for number, pair in enumerate(scored.batch.pairs):
-            first, second = (int(scored.batch.rows_N[position]) for position in (pair.first, pair.second))
-            rows.append(
-                {
-                    "step": step,
-                    "micro_batch": scored.batch.index,
-                    "pair": pair.number,
-                    "image_id_1": table.image_ids[first],
-                    "image_id_2": table.image_ids[second],
-                    "class_1": table.class_names[int(table.labels_N[first])],
-                    "class_2": table.class_names[int(table.labels_N[second])],
-                    "same_class": pair.same_class,
-                    "used": (place, number) in chosen,
-                    "texts": list(result.texts_PG[number]),
-                    "rewards": result.rewards_PG[number].tolist(),
-                    "advantages": result.advantages_PG[number].tolist(),
-                    "verdicts": result.verdicts_PG[number].tolist(),
-                    "well_formed": result.well_formed_PG[number].tolist(),
-                    "num_tokens": result.num_tokens_PG[number].tolist(),
-                }
-            )
-    return rows
-
-
-def _to_parquet(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(list(rows)), sink, compression="zstd")
-    return sink.getvalue().to_pybytes()
-
-
-def _kept_completions(run: Storage, step: int) -> list[dict[str, Any]]:
-    if step == 0 or not run.exists(COMPLETIONS):
-        return []
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        rows = pq.read_table(pa.BufferReader(run.read(COMPLETIONS))).to_pylist()
-    except (OSError, pa.ArrowException) as error:
-        logger.warning("%s/%s cannot be read (%s); it starts anew", run.uri, COMPLETIONS, error)
-        return []
-    return [row for row in rows if row["step"] <= step]

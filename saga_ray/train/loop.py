@@ -20,6 +20,7 @@ from saga_ray.data.plan import PairPlanner
 from saga_ray.data.taxonomy import relatives
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from saga_ray.train.completions import Row, completion_rows
 from saga_ray.train.consensus import Consensus
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import embed_centroids
@@ -37,7 +38,7 @@ from saga_ray.train.optim import (
 )
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder, process_name
-from saga_ray.train.step import Model, accumulate_gradients
+from saga_ray.train.step import Model, StepReport, accumulate_gradients
 from saga_ray.types import Dataset, MicroBatch, Scorer
 
 logger = logging.getLogger(__name__)
@@ -178,6 +179,7 @@ class Trainer:
         self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
         self.consensus = self._consensus(checkpoint)
         self.watch = self._watch()
+        self._verdict_key = self._stored_verdict_key()
         if checkpoint is not None:
             self._restore(checkpoint)
 
@@ -186,7 +188,9 @@ class Trainer:
         config = self.config
         furthest = self.position + (self.num_steps - self.step) * config.grpo.max_micro_batches
         stream = batches(self.position, furthest, self.planner)
-        log = RunLog(self.run.storage, self.step, self.num_steps) if self.context.rank == 0 else None
+        log = None
+        if self.context.rank == 0:
+            log = RunLog(self.run.storage, self.step, self.num_steps, store_answers=self._verdict_key is not None)
         self.progress.stage(f"training from step {self.step}" if self.step else "training")
         try:
             while self.step < self.num_steps:
@@ -231,11 +235,28 @@ class Trainer:
         metrics.setdefault("scorer/process", "")
         if self.watch is not None and (number % config.evaluation.watch_steps == 0 or number == self.num_steps):
             metrics |= self.watch(self.model.encoder)
+        stored = self._completions(number, report)
         if log is not None:
             log.step(metrics)
-            log.completions(number, report, self.dataset.train)
+            log.completions.add(number, stored)
         self.context.report(metrics)
         self.progress.step(number, self.num_steps, metrics)
+
+    def _completions(self, step: int, report: StepReport) -> list[Row]:
+        """What the MLLM said in a step: of this rank, for a sample; of all ranks, if everything is stored."""
+        if self._verdict_key is None:
+            return completion_rows(step, report, self.dataset.train)
+        rows = completion_rows(step, report, self.dataset.train, self._verdict_key)
+        everyone = [row for rank in self.context.gather(rows) for row in rank]
+        return sorted(everyone, key=lambda row: (row["micro_batch"], row["pair"]))
+
+    def _stored_verdict_key(self) -> str | None:
+        """Under which answers give their verdict, if every answer is stored."""
+        if not (self.config.scorer.store_answers and self.config.samples_answers):
+            return None
+        from saga_ray.scorer.prompt import run_prompt
+
+        return run_prompt(self.config).verdict_key
 
     def _save(self, log: RunLog | None) -> None:
         if log is None:

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import click
 
 from saga_ray.cli.options import DATASET_HELP, RECIPE, SET, configuration, split_words
 from saga_ray.cli.terminal import result, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from saga_ray.mllm.prompt import Prompt
 
 
 @click.group("prompt")
@@ -19,6 +28,8 @@ def command() -> None:
 @SET
 def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...]) -> None:
     """Print the prompt of DATASET exactly as the MLLM reads it, with <image 1> and <image 2> where the pictures stand.
+
+    How many tokens each part has, and an answer, is said on standard error.
 
     Where the MLLM's own files cannot be had, the text is shown without its chat template, and a note says so.
     """
@@ -39,14 +50,46 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
         result("\n\n".join([*request_text(prompt), "<image 1>", "<image 2>"]))
         return
     prompt = prompt_in(config, folder)
-    if prompt.texts is None:
-        from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer
+    from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer
 
-        check_folder(folder)
-        tokenizer = load_tokenizer(folder)
-        texts = prompt_texts(prompt, tokenizer, load_family(folder).marks(tokenizer))
-    else:
-        texts = prompt.texts
-    before, between, after = texts
+    check_folder(folder)
+    tokenizer = load_tokenizer(folder)
+    before, between, after = texts = prompt_texts(prompt, tokenizer, load_family(folder).marks(tokenizer))
     say(f"From {prompt.source}:")
     result(f"{before}<image 1>{between}<image 2>{after}")
+    for line in _token_counts(prompt, texts, tokenizer, folder, config.data.image_size):
+        say(line)
+
+
+def _token_counts(
+    prompt: Prompt, texts: tuple[str, str, str], tokenizer: PreTrainedTokenizerBase, folder: Path, image_size: int
+) -> Iterator[str]:
+    """Tokens of every part of the prompt, and what an answer in form costs."""
+    from saga_ray.mllm.vocabulary import Vocabulary
+    from saga_ray.vocab.cost import typical_cost
+
+    images = _image_tokens(folder, image_size)
+    counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    names = ("before image 1", "between the images", "after image 2")
+    yield ""
+    yield f"{sum(counts) + 2 * images:6} tokens in all, of these"
+    yield from (f"{count:6} {name}" for name, count in zip(names, counts, strict=True))
+    yield f"{2 * images:6} of the images, {images} each at {image_size} pixels"
+    if prompt.variant == "generic":
+        return
+    vocabulary = Vocabulary(
+        role=prompt.role, item=prompt.item, verdict_key=prompt.verdict_key, attributes=dict(prompt.attributes)
+    )
+    cost = typical_cost(vocabulary, tokenizer)
+    if cost is not None:
+        yield f"{cost.answer:6.0f} of an answer in form, {cost.description:.0f} of each description:"
+        for name, (mean, least, most) in cost.attributes.items():
+            yield f"{mean:9.1f} {name}" + (f" ({least} to {most})" if least < most else "")
+
+
+def _image_tokens(folder: Path, image_size: int) -> int:
+    """Visual tokens of one image."""
+    from saga_ray.encoder.mllm_files import vision_config
+
+    vision = vision_config(folder)
+    return (image_size // (vision["patch_size"] * vision["spatial_merge_size"])) ** 2

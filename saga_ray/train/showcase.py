@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor
 
 from saga_ray.config import RunConfig
+from saga_ray.configure import with_override
 from saga_ray.data.images import decode
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.encoder.export import load_encoder
 from saga_ray.leaderboard.pages import JudgedAnswer, JudgedPair
+from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.train.context import default_device
 from saga_ray.types import ImagePair, ImageTable, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
@@ -85,19 +88,47 @@ def judged_pairs(
     ]
 
 
-def ask_about_files(config: RunConfig, first: str | Path, second: str | Path) -> list[tuple[str, int]]:
-    """The MLLM's answers about two picture files, seen through its own vision tower: (text, verdict) each.
+@dataclass(frozen=True)
+class Asked:
+    """Two pictures, and what the MLLM said of them."""
+
+    images_NHWC: np.ndarray
+    texts: tuple[str, ...]
+    verdicts: tuple[int, ...]
+    """1 same, 0 different, -1 none."""
+    same_probabilities: tuple[float | None, ...]
+    """Of "yes" after what each answer wrote before its verdict, at the sampling temperature and over all tokens that may stand
+    there; None where a verdict is missing or takes several tokens."""
+    attention: tuple[np.ndarray, np.ndarray] | None
+    """Where the words of the first answer looked, (T,) per image; None if it described nothing."""
+    grid_hw: tuple[int, int]
+
+
+def ask_about_files(config: RunConfig, first: str | Path, second: str | Path) -> Asked:
+    """The MLLM's answers about two picture files, seen through its own vision tower.
 
     Raises:
         ValueError: if a file is no readable picture, or the MLLM cannot be loaded.
     """
     images_NHWC = np.stack([decode(path, config.data.image_size) for path in (first, second)])
     encoder = build_encoder(config).to(default_device()).eval()
-    request = ScoreRequest(
-        config.seed, 0, (ImagePair(0, 1, True, 0),), _tokens(encoder, images_NHWC), ScoreOptions(False, False)
+    tokens, pairs = _tokens(encoder, images_NHWC), (ImagePair(0, 1, True, 0),)
+    scorer = LocalScorer(build_engine(config))
+    quiet = ScoreOptions(gradient=False, attention=False)
+    said = scorer.score(ScoreRequest(config.seed, 0, pairs, tokens, quiet))
+    # An expected reward is the probability of the right verdict, and "yes" is right for one class.
+    expecting = with_override(with_override(config, "grpo.top_p", 1.0), "grpo.reward", "expected")
+    again = ScoringEngine(scorer.engine.mllm, scorer.engine.prompt, expecting)
+    judged = LocalScorer(again).score(ScoreRequest(config.seed, 0, pairs, tokens, quiet, answers=said.texts_PG))
+    known = zip(judged.rewards_PG[0].tolist(), said.verdicts_PG[0].tolist(), strict=True)
+    return Asked(
+        images_NHWC,
+        said.texts_PG[0],
+        tuple(said.verdicts_PG[0].tolist()),
+        tuple(p if verdict >= 0 and p > 0 else None for p, verdict in known),
+        _attention(scorer, pairs, tokens, said)[0],
+        tokens.grid_hw,
     )
-    said = LocalScorer(build_engine(config)).score(request)
-    return list(zip(said.texts_PG[0], said.verdicts_PG[0].tolist(), strict=True))
 
 
 def _tokens(encoder: Encoder, images_NHWC: np.ndarray) -> VisualTokens:

@@ -90,8 +90,24 @@ def test_the_mllm_answers_about_two_files(type_: Type, pictures: Path) -> None:
     assert said.code == 0, said.err
     lines = said.out.splitlines()
     assert len(lines) == 3
-    assert all(line.startswith(("same", "different", "no verdict")) for line in lines)
+    for line in lines:
+        verdict, rest = line[:10].strip(), line[10:].split(maxsplit=1)
+        assert verdict in ("same", "different", "no verdict")
+        assert rest[0] == "-" or 0.0 < float(rest[0]) <= 1.0
+        assert (rest[0] == "-") == (verdict == "no verdict")
     assert type_("mllm", "try", first, "nowhere.png").code == 2
+
+
+def test_the_attention_over_two_files_is_drawn(type_: Type, pictures: Path, tmp_path: Path) -> None:
+    first, second = str(pictures / "class0" / "0.png"), str(pictures / "class1" / "0.png")
+    out = tmp_path / "looked.png"
+    words = ("mllm", "try", first, second, "--answers", "2", "--set", "prompt.answers=template", "--out")
+    said = type_(*words, str(out))
+    assert said.code == 0, said.err
+    assert out.read_bytes().startswith(b"\x89PNG") and out.stat().st_size > 10_000
+    assert all('"same_species"' in line for line in said.out.splitlines())
+    refused = type_(*words, "looked.txt")
+    assert refused.code == 2 and "--out looked.txt: is no name of a PNG file" in refused.err
 
 
 def test_the_schema_describes_the_keys(type_: Type) -> None:

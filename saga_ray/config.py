@@ -213,6 +213,13 @@ class GRPOConfig(Config):
     reward: Literal["sampled", "expected"] = "sampled"
     """`sampled`: 1 for a right verdict (paper). `expected`: the probability of the right verdict given what was written before it,
     whose gradient is taken exactly; answers that agree then still carry a signal."""
+    normalisation: Literal["dapo", "grpo", "dr-grpo", "rloo"] = "dapo"
+    """How rewards become weights of tokens. `dapo`: over the group's standard deviation, mean over all tokens of the step (paper).
+    `grpo`: the same, mean over each answer's own tokens first. `dr-grpo`: reward less mean, mean over answers. `rloo`:
+    reward less the mean of the others, mean over answers: unbiased. The last two give longer gradients."""
+    reference_kl: Literal["k2", "k3", "k1-in-reward"] = "k2"
+    """Form of the reference policy's KL, all of unbiased gradient. `k2`: half the squared difference per token. `k3`: the same
+    gradient, logs a value that is never negative. `k1-in-reward`: of whole answers, against the others' mean."""
     group_size: int = Field(8, ge=2)
     """Completions sampled per pair (G). A group of one has no baseline: every advantage would be 0."""
     contributing_pairs: int = Field(8, ge=1)

@@ -224,9 +224,9 @@ class ScoreResult:
     counters: Mapping[str, float | str]
     """`path` (shared | naive), `process` (host:pid), `zero_advantage_pairs`, `num_tokens`, `num_fed`, `seconds/*`."""
     reference_kl_P: Tensor | None = None
-    """float64: sum over tokens of (log pi - log pi_ref)^2 / 2, whose gradient is an unbiased estimate of the KL's (k2)."""
+    """float64: sum over tokens of the estimated KL from the reference policy, (log pi - log pi_ref)^2 / 2 for k2."""
     reference_grads_P2LTD: Tensor | None = None
-    """d reference_kl_P / d tokens, of every pair."""
+    """The KL's gradient at the tokens, unbiased in each of its forms, of every pair."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that there is, by name; all but `token_ids_PGR` can be joined along P as they are."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.gradients import Policy, Scored, naive_score, score_shared
 from saga_ray.mllm.sampling import Completions
+from saga_ray.rl.reference import ReferenceKL, reference_weights
 from saga_ray.scorer.signals import Signal
 from saga_ray.types import ScoreOptions
 
@@ -60,6 +61,7 @@ class Differentiator:
     path: Literal["shared", "naive"]
     capture_layer: int
     """0-based layer whose attention is read."""
+    reference_kl: ReferenceKL = "k2"
 
     def __call__(self, judged: Judged, options: ScoreOptions, *, keep_graph: bool = False) -> Differentiated:
         """Run the contributing pairs with a graph; given answers of the others only for their log-probability."""
@@ -95,22 +97,22 @@ class Differentiator:
     def reference(self, judged: Judged, reference: Prefix) -> Reference:
         """The KL between the policy and the one with `reference` as its prefix, on the answers as they were written.
 
-        k2: sum over tokens of (log pi - log pi_ref)^2 / 2. Its gradient, (log pi - log pi_ref) grad log pi, is an
-        unbiased estimate of that of a token's KL(pi || pi_ref) given what stands before it, if the answers were sampled
-        at top-p 1; both policies are taken over the full support.
+        Its gradient is an unbiased estimate in each form (`rl.reference`) if the answers were sampled at top-p 1; both
+        policies are taken over the full support.
         """
         whole = replace(self, path="shared")
         num_pairs = len(judged.signal.contributes_P)
         plain = Signal.unweighted(judged.completions, num_pairs)
         ours = whole.log_probs(judged, plain)
         theirs = whole.log_probs(replace(judged, prefix=reference), plain)
-        apart_SR = ours - theirs
-        signal = replace(plain, weights_SR=-apart_SR)
+        weights_SR, values_SR = reference_weights(
+            ours - theirs, judged.completions.drawn_SR, num_pairs, self.reference_kl
+        )
+        signal = replace(plain, weights_SR=weights_SR)
         options = ScoreOptions(gradient=True, attention=False)
         scored = self._score(replace(judged, signal=signal), list(range(num_pairs)), options)
         assert scored.token_grads_P2LTD is not None
-        kl_P = apart_SR.square().sum(dim=1).view(num_pairs, -1).sum(dim=1) / 2
-        return Reference(kl_P, scored.token_grads_P2LTD)
+        return Reference(values_SR.sum(dim=1).view(num_pairs, -1).sum(dim=1), scored.token_grads_P2LTD)
 
     def _score(self, judged: Judged, pairs: list[int], options: ScoreOptions, keep_graph: bool = False) -> Scored:
         signal = judged.signal

@@ -68,7 +68,7 @@ class ScoringEngine:
         self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
         self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
         policy = Policy(config.grpo.temperature, config.grpo.top_p)
-        self._differentiate = Differentiator(mllm, policy, path, self.capture_layer)
+        self._differentiate = Differentiator(mllm, policy, path, self.capture_layer, config.grpo.reference_kl)
         self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
         self.reads = Reads(mllm.num_levels, mllm.width)
         self._weights, self._code = mllm.weights_hash(), code_hash()
@@ -145,7 +145,7 @@ class ScoringEngine:
         texts, answers = self._judge.read(completions)
         rewards_PG = self._rewards(request, chosen, pairs, answers)
         rows = self._judge.attention_rows(completions, answers, rewards_PG)
-        signal = sampled_reward(completions, rewards_PG, self.config.grpo.min_std)
+        signal = sampled_reward(completions, rewards_PG, self.config.grpo.min_std, self.config.grpo.normalisation)
         taught_P = torch.zeros(len(pairs), dtype=torch.int64)
         judged = Judged(layout, prefix, tokens_P2LTD, completions, signal, rows, request.answers is None)
         with self._timed(seconds, "gradient"):
@@ -169,7 +169,8 @@ class ScoringEngine:
         verdicts = self._judge.verdicts(judged.completions, answers, same_P)
         corrected = verdicts.corrected(judged.completions, len(pairs))
         log_probs_SR = self._differentiate.log_probs(judged, corrected)
-        return expected_reward(corrected, log_probs_SR, verdicts, self.config.grpo.min_std)
+        grpo, drawn_SR = self.config.grpo, judged.completions.drawn_SR
+        return expected_reward(corrected, log_probs_SR, verdicts, drawn_SR, grpo.min_std, grpo.normalisation)
 
     def _completions(self, request: ScoreRequest, chosen: slice, layout: Layout, prefix: Prefix) -> Completions:
         if request.answers is not None:

@@ -2,7 +2,7 @@
 
 loss of a pair = - sum over its answers and their tokens of w log pi
 
-sampled reward   w = the answer's advantage, on every token (GRPO, as in the paper)
+sampled reward   w = the answer's advantage, on every token (GRPO, as in the paper; `rl.grpo` lists the normalisations)
 expected reward  w = (p - mean p) / sd on what stands before the verdict, p / sd on the RIGHT verdict in the place of
                  the one that was written, 0 behind it; p its probability, sd = sqrt(mean p (1 - mean p)). Sampled
                  rewards have this expectation given the answers' beginnings, and this spread.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from saga_ray.mllm.sampling import Completions
-from saga_ray.rl.grpo import answer_weights, expected_weights, group_advantages
+from saga_ray.rl.grpo import Normalisation, answer_weights, expected_weights, group_advantages
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,13 @@ class Signal:
         )
 
 
-def sampled_reward(completions: Completions, rewards_PG: Tensor, min_std: float) -> Signal:
-    """GRPO: every token of an answer weighs its advantage."""
-    advantages_PG = group_advantages(rewards_PG, min_std=min_std)
+def sampled_reward(
+    completions: Completions, rewards_PG: Tensor, min_std: float, normalisation: Normalisation = "dapo"
+) -> Signal:
+    """GRPO and its kin: every drawn token of an answer weighs its advantage."""
+    advantages_PG = group_advantages(rewards_PG, min_std=min_std, normalisation=normalisation)
     ids_SR = completions.token_ids_SR
-    weights_SR = answer_weights(advantages_PG.flatten().double(), ids_SR >= 0)
+    weights_SR = answer_weights(advantages_PG.flatten().double(), completions.drawn_SR, normalisation)
     contributes_P = (advantages_PG != 0).any(dim=1)
     return Signal(ids_SR, weights_SR, rewards_PG, advantages_PG, contributes_P, truncated=True)
 
@@ -73,18 +75,28 @@ class Verdicts:
         return replace(plain, ids_SR=ids_SR)
 
 
-def expected_reward(corrected: Signal, log_probs_SR: Tensor, verdicts: Verdicts, min_std: float) -> Signal:
+def expected_reward(
+    corrected: Signal,
+    log_probs_SR: Tensor,
+    verdicts: Verdicts,
+    drawn_SR: Tensor,
+    min_std: float,
+    normalisation: Normalisation = "dapo",
+) -> Signal:
     """The verdict's reward in expectation, its gradient exactly; answers without a verdict have reward 0.
 
     Args:
         corrected: `verdicts.corrected` of the answers.
         log_probs_SR: log pi of its tokens.
+        drawn_SR: bool, False for padding and for what a template fed.
     """
     rows = (verdicts.place_S >= 0).nonzero()[:, 0]
     probability_S = torch.zeros(len(log_probs_SR), dtype=torch.float64, device=log_probs_SR.device)
     probability_S[rows] = log_probs_SR[rows, verdicts.place_S[rows]].exp()
     rewards_PG = probability_S.view(corrected.rewards_PG.shape)
-    weights_SR, advantages_PG = expected_weights(rewards_PG, verdicts.place_S, corrected.ids_SR >= 0, min_std=min_std)
+    weights_SR, advantages_PG = expected_weights(
+        rewards_PG, verdicts.place_S, drawn_SR, min_std=min_std, normalisation=normalisation
+    )
     contributes_P = (weights_SR != 0).any(dim=1).view(rewards_PG.shape).any(dim=1)
     return replace(
         corrected,

@@ -152,7 +152,7 @@ def _carried(
         for each in chosen:
             of = scored[each.place]
             assert of.result is not None
-            factor = weight / sums["chosen_tokens"]
+            factor = weight / sums["chosen_units"]
             yield _of_pair(each.place, of.batch.pairs[each.pair], of.result.token_grads_P2LTD[each.pair], factor)
         return
     for place, of in enumerate(scored):

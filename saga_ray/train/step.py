@@ -122,7 +122,7 @@ def accumulate_gradients(
             parameter.grad /= num_micro_batches
     chosen = _choose(scored, config.grpo.contributing_pairs, context)
     # Sums over this rank's pairs and tokens; every mean below is a ratio of two of them, over all ranks.
-    sums = over_ranks(step_sums(scored, chosen), context) if scorer is not None else {}
+    sums = over_ranks(step_sums(scored, chosen, config.grpo.normalisation), context) if scorer is not None else {}
     clock.lap("score")
     geometry = {"token_squared": found.token_squared / num_micro_batches**2}
     if scorer is not None:

@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from saga_ray.config import RunConfig
+from saga_ray.rl.grpo import Normalisation, loss_units
 from saga_ray.train.context import RunContext
 from saga_ray.train.replay import SIGNALS, Chosen, Scored
 from saga_ray.types import ScoreResult
 
 _NAMES = (
-    "pairs", "answers", "tokens", "reward", "malformed", "silent", "chosen", "chosen_tokens", "grpo", "attributes",
+    "pairs", "answers", "tokens", "reward", "malformed", "silent", "chosen", "chosen_units", "grpo", "attributes",
     "reference_kl", "taught", "consensus", "scored",
 )  # fmt: skip
 
 
-def step_sums(scored: list[Scored], chosen: list[Chosen]) -> dict[str, float]:
+def step_sums(scored: list[Scored], chosen: list[Chosen], normalisation: Normalisation = "dapo") -> dict[str, float]:
     """Sums over this rank's pairs: of all that were scored, of the chosen ones, and of the lessons."""
     sums = dict.fromkeys(_NAMES, 0.0)
     for each in scored:
@@ -32,7 +33,7 @@ def step_sums(scored: list[Scored], chosen: list[Chosen]) -> dict[str, float]:
         assert result is not None
         of_pair = {
             "chosen": 1,
-            "chosen_tokens": result.num_tokens_PG[each.pair].sum(),
+            "chosen_units": loss_units(result.num_tokens_PG[each.pair : each.pair + 1], normalisation).sum(),
             "grpo": result.loss_P[each.pair],
             "attributes": result.attention_count_P2[each.pair].sum(),
         }
@@ -82,7 +83,7 @@ def step_metrics(
         "gradient/metric": geometry["token_squared"] ** 0.5,
     }
     if sums:
-        losses["grpo"] = sums["grpo"] / max(1.0, sums["chosen_tokens"])
+        losses["grpo"] = sums["grpo"] / max(1.0, sums["chosen_units"])
         losses["alignment"] = geometry["alignment"] / max(1.0, sums["attributes"])
         if weights.reference_kl > 0:
             losses["reference_kl"] = sums["reference_kl"] / max(1.0, sums["tokens"])

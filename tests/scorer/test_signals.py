@@ -86,6 +86,62 @@ def test_every_signal_survives_the_wire(engines: dict[str, ScoringEngine], kind:
     assert all(torch.equal(back[name], tensor) for name, tensor in result.tensors().items())
 
 
+@pytest.mark.parametrize("answers", ["free", "template"])
+@pytest.mark.parametrize("normalisation", ["grpo", "dr-grpo", "rloo"])
+@pytest.mark.parametrize("kind", ["sampled", "expected"])
+def test_every_normalisation_equals_its_naive_twin(
+    engines: dict[str, ScoringEngine], kind: str, normalisation: str, answers: str
+) -> None:
+    plain = engines["expected" if kind == "expected" else "reference"]
+    grpo = plain.config.grpo.model_copy(update={"normalisation": normalisation})
+    config, prompt = plain.config.model_copy(update={"grpo": grpo}), replace(plain.prompt, answers=answers)
+    shared, naive = (ScoringEngine(plain.mllm, prompt, config, path=path) for path in ("shared", "naive"))
+    request = small_request(4)
+    ours, theirs = shared.score(request), naive.score(request)
+    assert ours.contributes_P.any()
+    assert relative(ours.token_grads_P2LTD, theirs.token_grads_P2LTD) < 1e-10
+    if kind == "sampled":
+        want = ours.rewards_PG - ours.rewards_PG.mean(dim=1, keepdim=True)
+        if normalisation != "grpo":
+            assert torch.allclose(ours.advantages_PG, want * (4 / 3 if normalisation == "rloo" else 1.0), atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["k3", "k1-in-reward"])
+def test_other_forms_of_the_reference_kl_equal_their_naive_twin(engines: dict[str, ScoringEngine], form: str) -> None:
+    plain, request = engines["reference"], request_of("reference")
+    config = plain.config.model_copy(update={"grpo": plain.config.grpo.model_copy(update={"reference_kl": form})})
+    shared, naive = (ScoringEngine(plain.mllm, plain.prompt, config, path=path) for path in ("shared", "naive"))
+    ours, theirs, k2 = shared.score(request), naive.score(request), plain.score(request)
+    assert relative(ours.reference_grads_P2LTD, theirs.reference_grads_P2LTD) < 1e-10
+    same = relative(ours.reference_grads_P2LTD, k2.reference_grads_P2LTD) < 1e-12
+    assert same == (form == "k3")
+    assert not torch.allclose(ours.reference_kl_P, k2.reference_kl_P)
+    assert form != "k3" or (ours.reference_kl_P > 0).all()
+
+
+@pytest.mark.parametrize("variant", ["structured", "compact", "generic"])
+@pytest.mark.parametrize("answers", ["free", "template"])
+def test_an_expected_reward_can_be_had_of_every_prompt(
+    engines: dict[str, ScoringEngine], variant: str, answers: str
+) -> None:
+    """The same answer with either verdict: both have the right one's probability, which the written one does not change."""
+    plain = engines["expected"]
+    prompt = replace(plain.prompt, variant=variant, answers=answers, value_tokens=4)
+    said = {
+        "structured": small_answer("hooked", "plain", "straight", "barred", "yes"),
+        "compact": '{"1":{"bill":"hooked","wing":"plain"},"2":{"bill":"straight","wing":"barred"},"same":"yes"}',
+        "generic": '{"differences":"wing","same":"yes"}',
+    }[variant]
+    request = replace(small_request(2), answers=((said, said.replace('"yes"', '"no"')),) * 2)
+    found = ScoringEngine(plain.mllm, prompt, plain.config).score(request)
+    assert found.rewards_PG[:, 0] == pytest.approx(found.rewards_PG[:, 1].tolist(), rel=1e-9)
+    assert ((found.rewards_PG > 0) & (found.rewards_PG < 1)).all() and found.contributes_P.all()
+    if answers == "template":  # yes or no, nothing else: the pairs are of one class, and not
+        turned = tuple(replace(pair, same_class=not pair.same_class) for pair in request.pairs)
+        other = ScoringEngine(plain.mllm, prompt, plain.config).score(replace(request, pairs=turned))
+        assert (found.rewards_PG + other.rewards_PG)[:, 0].tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
+
+
 def test_a_lesson_weighs_an_answer_up_to_its_last_value() -> None:
     ids_SR = torch.tensor([[7, 1, 7, 2, 8, 9], [7, 3, 8, 9, -1, -1], [8, 9, -1, -1, -1, -1]])
     zeros_S = torch.zeros(3, dtype=torch.float64)

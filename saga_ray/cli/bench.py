@@ -81,3 +81,31 @@ def _print(report: dict[str, Any]) -> None:
     )
     for name, mb in report["rss_peak_mb"].items():
         result(f"memory, {name:3} files    " + ("not measured here" if mb is None else f"{mb:.0f} MB"))
+
+
+@command.command("signals")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
+@click.option(
+    "--quick", is_flag=True, help="A few pairs and groups: shows that it works, measures nothing of interest."
+)
+def signals(as_json: bool, quick: bool) -> None:
+    """Sample answers about the same pairs again and again: how much does the gradient of every signal vary?
+
+    On the demo MLLM; takes some minutes. Scales differ between signals: compare noise / signal and the cosine.
+    """
+    from saga_ray.bench.signals import FULL, QUICK, bench_signals
+
+    with progress() as shown:
+        report = bench_signals(QUICK if quick else FULL, shown)
+    if as_json:
+        print_json(report)
+        return
+    size = report["size"]
+    result(f"{size['num_pairs']} pairs, {size['group_size']} answers each, sampled {size['num_groups']} times")
+    result(f"{'signal':24} {'length':>9} {'noise':>9} {'noise/signal':>12} {'cosine':>7} {'pairs':>6} {'tokens':>7}")
+    for name, found in report["signals"].items():
+        ratio = "drowned" if found["noise_to_signal"] is None else f"{found['noise_to_signal']:.2f}"
+        result(
+            f"{name:24} {found['length']:9.2e} {found['noise']:9.2e} {ratio:>12} {found['cosine']:7.3f} "
+            f"{found['contributing']:6.2f} {found['tokens_per_answer']:7.1f}"
+        )

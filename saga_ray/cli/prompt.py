@@ -72,9 +72,10 @@ def _token_counts(
     counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
     names = ("before image 1", "between the images", "after image 2")
     yield ""
-    yield f"{sum(counts) + 2 * images:6} tokens in all, of these"
+    yield f"{sum(counts) + 2 * images:6} tokens in all{'' if images else ' but the images'}, of these"
     yield from (f"{count:6} {name}" for name, count in zip(names, counts, strict=True))
-    yield f"{2 * images:6} of the images, {images} each at {image_size} pixels"
+    if images:
+        yield f"{2 * images:6} of the images, {images} each at {image_size} pixels"
     if prompt.variant == "generic":
         return
     vocabulary = Vocabulary(
@@ -88,8 +89,11 @@ def _token_counts(
 
 
 def _image_tokens(folder: Path, image_size: int) -> int:
-    """Visual tokens of one image."""
+    """Visual tokens of one image; 0 for families whose towers are no encoders here."""
     from saga_ray.encoder.mllm_files import vision_config
 
-    vision = vision_config(folder)
+    try:
+        vision = vision_config(folder)
+    except ValueError:
+        return 0
     return (image_size // (vision["patch_size"] * vision["spatial_merge_size"])) ** 2

@@ -18,6 +18,7 @@ from saga_ray.mllm.loading import load_mllm
 from saga_ray.mllm.prompt import Prompt, load_prompt
 from saga_ray.mllm.sampling import Completions, draw, uniform_numbers
 from saga_ray.mllm.template import FED, Template
+from tests.helpers.small_families import HIDDEN, small_family_folder
 from tests.helpers.small_mllm import small_answers
 
 TEXTS = ("<|im_start|>user\nbill wing<|vision_start|>", "<|vision_end|>and<|vision_start|>", "<|vision_end|>json\n")
@@ -208,3 +209,25 @@ def test_generic_answers_have_words_and_a_verdict(mllm: FrozenMLLM) -> None:
         assert list(json.loads(text)) == ["differences", "same_variant"]
     (written,) = texts_of(mllm, given_in(template, ['{"differences": ["a", "b"], "same_variant": "yes"}'], mllm.device))
     assert json.loads(written) == {"differences": "a, b", "same_variant": "yes"}
+
+
+@pytest.mark.parametrize("name", ["gemma3", "qwen2_5_vl", "internvl-qwen3"])
+def test_other_families_fill_in_templates_as_they_are_scored(name: str, tmp_path: Path) -> None:
+    """Windows, positions of one axis or three, other tokenizers: scoring feeds the same answers without any gaps to mind."""
+    other = load_mllm(MLLMConfig(path=str(small_family_folder(tmp_path / name, name)), dtype="float64"))
+    marks = other.family.marks(other.tokenizer)
+    between = marks.closing + " and then the other: " + marks.opening
+    layout = other.layout(
+        ("the bill and wing of two birds:" + marks.opening, between, marks.closing + " same?"), (2, 2)
+    )
+    tokens = torch.randn(2, 2, other.num_levels, 4, HIDDEN, generator=torch.Generator().manual_seed(1)).double()
+    prefix = other.prefill(tokens, layout, other.constant_prefix(layout))
+    template = Template(other, OPEN)
+    numbers = uniform_numbers(0, 0, range(2), 3, template.longest)
+    completions = fill_in(other, layout, prefix, numbers, template, temperature=1.0, top_p=0.9)
+    zeros_SR = torch.zeros(completions.token_ids_SR.shape, dtype=torch.float64)
+    policy = Policy(1.0, 0.9)
+    scored = score_shared(other, layout, prefix, None, completions, zeros_SR, policy, pairs=[0, 1], replay_support=True)
+    assert scored.log_probs_SR.sum(dim=1).tolist() == pytest.approx(completions.log_probs_S.tolist(), rel=1e-8)
+    assert len(set(completions.num_tokens_S.tolist())) > 1
+    assert all(parse_answer(text, OPEN.verdict_key).verdict >= 0 for text in texts_of(other, completions))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,17 @@ def test_many_rows_become_parts_before_a_checkpoint_and_half_a_file_is_never_see
     assert answers(tmp_path) == rows
     AllCompletions(run, 1)  # goes on from step 1
     assert {row["step"] for row in answers(tmp_path)} == {1}
+
+
+def test_a_run_with_template_answers_teaches_every_signal(mllm: Path, tmp_path: Path) -> None:
+    config = small_run_config(
+        mllm, "saga+consensus", prompt__answers="template", grpo__normalisation="rloo", loss__weights__reference_kl=0.1,
+        grpo__reference_kl="k1-in-reward", optim__steps=2, scorer__store_answers=True, grpo__max_new_tokens=40,
+    )  # fmt: skip
+    run_local(config, tmp_path, name="run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert line["grpo/malformed_share"] == 0.0 and line["grpo/tokens_per_answer"] == 5.0
+        assert line["gradient/grpo"] > 0 and line["gradient/consensus"] > 0
+        assert (line["gradient/reference_kl"] > 0) == (line["step"] > 1), "the first step starts at the reference"
+    assert all(len(found) == 4 for row in answers(tmp_path / "run") for found in row["spans"])

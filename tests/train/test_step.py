@@ -38,7 +38,8 @@ def _naive_gradients(config: RunConfig, dataset: Dataset, scorer: LocalScorer, n
         contributing = sorted(result.contributes_P.nonzero().flatten().tolist(), key=lambda p: batch.pairs[p].number)
         chosen += [(encoded.tokens, batch.pairs[p], result, p) for p in contributing]
     chosen = chosen[: config.grpo.contributing_pairs]
-    num_tokens = sum(int(result.num_tokens_PG[p].sum()) for _, _, result, p in chosen)
+    by_token = config.grpo.normalisation == "dapo"
+    num_units = sum(int(r.num_tokens_PG[p].sum()) if by_token else r.rewards_PG.shape[1] for _, _, r, p in chosen)
     num_attributes = sum(int(result.attention_count_P2[p].sum()) for _, _, result, p in chosen)
     assert num_attributes > 0
     for tokens, pair, result, p in chosen:
@@ -52,7 +53,9 @@ def _naive_gradients(config: RunConfig, dataset: Dataset, scorer: LocalScorer, n
             engine.mllm, hidden_GRD[mask_GR], ids_GR[mask_GR], None, Policy(config.grpo.temperature, config.grpo.top_p)
         )
         advantages_N = result.advantages_PG[p][mask_GR.nonzero()[:, 0]]
-        total = total - (advantages_N * log_probs_N).sum() / num_tokens
+        if config.grpo.normalisation == "grpo":  # every answer's mean over its own tokens
+            advantages_N = advantages_N / mask_GR.sum(dim=1)[mask_GR.nonzero()[:, 0]]
+        total = total - (advantages_N * log_probs_N).sum() / num_units
         weights_2T = model.encoder.pooler(tokens.tokens_NLTD[both, 0].detach())[1]
         for side in (0, 1):
             count = int(result.attention_count_P2[p, side])
@@ -64,10 +67,12 @@ def _naive_gradients(config: RunConfig, dataset: Dataset, scorer: LocalScorer, n
     return _gradients(model)
 
 
-@pytest.mark.parametrize("pairs_wanted", [3, 16])
-def test_whole_gradient_equals_autograd_of_the_full_loss(mllm: Path, dataset: Dataset, pairs_wanted: int) -> None:
+@pytest.mark.parametrize(("pairs_wanted", "normalisation"), [(3, "dapo"), (16, "dapo"), (16, "rloo"), (16, "grpo")])
+def test_whole_gradient_equals_autograd_of_the_full_loss(
+    mllm: Path, dataset: Dataset, pairs_wanted: int, normalisation: str
+) -> None:
     config = small_run_config(
-        mllm, mllm__dtype="float64", grpo__max_micro_batches=2, grpo__contributing_pairs=pairs_wanted,
+        mllm, mllm__dtype="float64", grpo__normalisation=normalisation, grpo__max_micro_batches=2, grpo__contributing_pairs=pairs_wanted,
         loss__potential_field__delta=1.0, loss__potential_field__alpha=1.0,
     )  # fmt: skip
     scorer = LocalScorer(build_engine(config))

@@ -152,7 +152,7 @@ def test_answers_are_replayed_through_the_same_sets(mllm: FrozenMLLM) -> None:
     completions = filled(mllm, template, 3.0)
     for ids, sets in zip(completions.token_ids_SR.tolist(), completions.sets_SR.tolist(), strict=True):
         length = sum(i >= 0 for i in ids)
-        assert template._replayed(ids[:length]) == (ids[:length], sets[:length])
+        assert template.replayed(ids[:length]) == (ids[:length], sets[:length])
 
 
 def test_text_ends_at_its_quote_or_at_its_bound(mllm: FrozenMLLM) -> None:

@@ -122,13 +122,16 @@ def _part(whole: ScoreResult, chosen: slice, end_ids: Sequence[int]) -> ScoreRes
     import torch
 
     tensors = {name: tensor[chosen] for name, tensor in whole.tensors().items()}
-    longest = int(tensors["num_tokens_PG"].max()) if tensors["num_tokens_PG"].numel() else 0
+    # Of what was fed as well: that is no generated token.
+    lengths_PG = (tensors["token_ids_PGR"] >= 0).sum(dim=2)
+    longest = int(lengths_PG.max()) if lengths_PG.numel() else 0
     tensors["token_ids_PGR"] = ids_PGR = tensors["token_ids_PGR"][:, :, :longest]
     ended_PG = torch.isin(ids_PGR, torch.tensor(list(end_ids), device=ids_PGR.device)).any(dim=2)
     share = (chosen.stop - chosen.start) / max(1, len(whole.rewards_PG))
     counters = {name: value * share if name.startswith("seconds/") else value for name, value in whole.counters.items()}
     counters |= {
         "num_tokens": int(tensors["num_tokens_PG"].sum()),
+        "num_fed": int((lengths_PG - tensors["num_tokens_PG"]).sum()),
         "malformed": int((~tensors["well_formed_PG"]).sum()),
         "truncated": int((~ended_PG).sum()),
         "zero_advantage_pairs": int((~tensors["contributes_P"]).sum()),

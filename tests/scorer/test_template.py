@@ -138,3 +138,15 @@ def test_a_bound_that_would_cut_answers_is_refused(folder: Path) -> None:
         ValueError, match=r"grpo\.max_new_tokens: 9 is less than the \d+ tokens of the longest template"
     ):
         build_engine(small_run_config(folder, grpo__max_new_tokens=9, **TEMPLATE))
+
+
+def test_requests_that_are_scored_together_come_back_as_alone(folder: Path) -> None:
+    engine = engine_of("sampled", folder)
+    requests = [small_request(2), small_request(3, seed=1, micro_batch=8)]
+    for joined, alone in zip(engine.score_together(requests), map(engine.score, requests), strict=True):
+        assert joined.texts_PG == alone.texts_PG
+        assert torch.equal(joined.token_ids_PGR, alone.token_ids_PGR)
+        assert [joined.counters[name] for name in ("num_tokens", "num_fed", "truncated")] == [
+            alone.counters[name] for name in ("num_tokens", "num_fed", "truncated")
+        ]
+        assert relative(joined.token_grads_P2LTD, alone.token_grads_P2LTD) < 1e-10

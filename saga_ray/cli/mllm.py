@@ -71,7 +71,8 @@ def families() -> None:
 
 def _draw(asked: Asked, out: str, names: tuple[str, str], depth: float) -> None:
     """Both pictures, and both lit by the attention that they got."""
-    from saga_ray.leaderboard.plots import attention_figure, to_png
+    from saga_ray.leaderboard.figures import to_png
+    from saga_ray.leaderboard.plots import attention_figure
 
     if asked.attention is None:
         raise ValueError(

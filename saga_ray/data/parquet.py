@@ -1,6 +1,6 @@
 """Any Parquet files with a column of image bytes and a column of classes, for instance a data set of the Hugging Face hub.
 
-Read are `DIR/*.parquet` or `DIR/data/*.parquet`. The image column is binary, or a struct with a field `bytes`; the class column
+Read are `DIR/*.parquet`, `DIR/data/*.parquet` or one file. The image column is binary, or a struct with a field `bytes`; the class column
 holds words or numbers, whose names are taken from the `huggingface` metadata where they are there. A column is found by its
 usual names or by being the only one of its kind. Splits of the files are kept where they share no class (a column `split`, or
 files named train..., validation..., test...); else all images are pooled and split by class, as folders are.
@@ -50,8 +50,13 @@ _SPLIT_WORDS = {
 }
 
 
-def parquet_files(root: str) -> list[str]:
-    """Parquet files of a folder, or of its sub-folder `data`; empty if there are none."""
+def parquet_files(root: str) -> tuple[str, list[str]]:
+    """The folder and its Parquet files: those of `root`, or of its sub-folder `data`, or `root` itself; none if there are none."""
+    folder, slash, name = root.rpartition("/")
+    if name.lower().endswith(".parquet"):
+        folder = folder + slash or "."
+        if Place.open(folder).has(name):
+            return folder, [name]
     place = Place.open(root)
     for prefix in ("", "data/"):
         inner = Place(place.filesystem, f"{place.path}/{prefix}".rstrip("/"), place.shown)
@@ -59,13 +64,13 @@ def parquet_files(root: str) -> list[str]:
             continue
         files = [f"{prefix}{name}" for name in inner.list() if name.lower().endswith(".parquet")]
         if files:
-            return files
-    return []
+            return root, files
+    return root, []
 
 
 def holds_parquet(root: str | None) -> bool:
-    """True for a folder of Parquet files; folders with images beside them are what counts, if there are any."""
-    return root is not None and bool(parquet_files(root)) and not _holds_image_folders(root)
+    """True for a Parquet file or a folder of them; folders with images beside them are what counts, if there are any."""
+    return root is not None and bool(parquet_files(root)[1]) and not _holds_image_folders(root)
 
 
 def _holds_image_folders(root: str) -> bool:
@@ -142,7 +147,7 @@ class _Image:
 
 
 def parquet_dataset(data: DataConfig) -> Dataset:
-    """Read a folder of Parquet files (module's head); every image's bytes are read once, for the fingerprint.
+    """Read a Parquet file or a folder of them (module's head); every image's bytes are read once, for the fingerprint.
 
     Raises:
         ValueError: for files that cannot be read, columns that are missing or could be several, and classes that are too few
@@ -150,19 +155,19 @@ def parquet_dataset(data: DataConfig) -> Dataset:
     """
     assert data.root is not None
     forget()
-    files = parquet_files(data.root)
-    columns = _columns(opened(data.root, files[0]).schema_arrow, f"{without_password(data.root)}/{files[0]}")
-    images = list(_images(data.root, files, columns))
-    _check_any_image(images, data.root)
-    _advise(images, data.root)
+    root, files = parquet_files(data.root)
+    columns = _columns(opened(root, files[0]).schema_arrow, f"{without_password(root)}/{files[0]}")
+    images = list(_images(root, files, columns))
+    _check_any_image(images, root)
+    _advise(images, root)
     of_class: dict[str, list[_Image]] = {}
     for image in sorted(images, key=lambda image: image.label):
-        of_class.setdefault(_class_name(image.label, columns, data.root), []).append(image)
+        of_class.setdefault(_class_name(image.label, columns, root), []).append(image)
     ids = {label: [(image.image_id, "") for image in found] for label, found in of_class.items()}
-    check_classes(Found("folder", Path(data.root), ids))
+    check_classes(Found("folder", Path(root), ids))
     listed, tables = {}, {}
     for split, labels in _split(of_class, data).items():
-        listed[split], tables[split] = _table(data.root, files, columns, {name: of_class[name] for name in labels})
+        listed[split], tables[split] = _table(root, files, columns, {name: of_class[name] for name in labels})
     return Dataset("folder", **tables, fingerprint=dataset_fingerprint(listed, data.image_size))
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from saga_ray.data import load_dataset
+from saga_ray.data.detect import detect
 from saga_ray.data.images import BrokenImageError, decode
 from saga_ray.data.row_groups import RowGroups
 from saga_ray.types import Dataset
@@ -62,6 +63,20 @@ def test_splits_that_share_no_class_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "p" / "all.parquet", {"picture": files(tmp_path), "species": labels, "split": splits})
     dataset = read(tmp_path / "p")
     assert dataset.test.class_names == ("heron", "wren") and dataset.train.class_names == ("owl", "robin")
+
+
+def test_one_file_is_read_as_a_folder_that_holds_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "p" / "a.parquet", {"image": files(tmp_path), "label": [i % 4 for i in range(16)]})
+    folder = read(tmp_path / "p")
+    write(tmp_path / "p" / "b.parquet", {"image": files(tmp_path)[:1], "label": [9]})
+    monkeypatch.chdir(tmp_path / "p")
+    for root in (tmp_path / "p" / "a.parquet", Path("a.parquet")):
+        one = read(root)
+        assert one.fingerprint == folder.fingerprint and detect(str(root)).dataset == "folder"
+        for split in SPLITS:
+            same_tables(folder.split(split), one.split(split))
+    with pytest.raises(ValueError, match=r"c\.parquet does not exist"):
+        read(tmp_path / "p" / "c.parquet")
 
 
 def test_shards_of_parquet_files_equal_them(tmp_path: Path) -> None:

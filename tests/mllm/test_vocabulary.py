@@ -24,6 +24,13 @@ DEMO_PROMPTS = {
 }
 
 
+def test_the_example_in_the_readme_is_a_vocabulary(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (tmp_path / "leaves.yaml").write_text(readme.partition("```yaml\n")[2].partition("```")[0])
+    vocabulary, _ = load_vocabulary(str(tmp_path / "leaves.yaml"))
+    assert vocabulary.item == "leaf" and vocabulary.attributes["stalk"] is None and len(vocabulary.attributes) == 3
+
+
 @pytest.mark.parametrize("variant", DEMO_PROMPTS)
 def test_what_the_bundled_mllm_is_asked_never_changes(variant: str) -> None:
     """Records of the demo world were taken with these very words."""

@@ -11,13 +11,14 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "saga_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"types", "config", "configure", "storage", "recipes", "errors", "yaml_text"}
+BASE = {"types", "config", "configure", "storage", "recipes", "errors", "yaml_text", "machine"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
     "recipes": set(),
     "storage": set(),
     "errors": set(),
+    "machine": set(),
     "yaml_text": {"errors"},
     "configure": {"config", "recipes", "errors", "yaml_text"},
     "data": BASE,

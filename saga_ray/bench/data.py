@@ -88,9 +88,9 @@ def bench_data(size: Size, progress: Progress | None = None) -> dict[str, Any]:
 
 
 def _measured(size: Size, material: Material, more: Material, large: Material, progress: Progress) -> dict[str, Any]:
-    from saga_ray.on_ray.cluster import available_cores
+    from saga_ray.machine import num_cpus
 
-    num_cores, latest = available_cores(), time.monotonic() + size.max_s
+    num_cores, latest = num_cpus(), time.monotonic() + size.max_s
     tries, loader = _best_loader(size, material, num_cores, progress)
     progress.stage("DataLoader with large photographs")
     large_loader = data_loader(large, _best(tries), num_cores, _furthest(size, num_cores))

@@ -47,7 +47,7 @@ def bench_serve(size: Size, progress: Progress | None = None, config: RunConfig 
     config = config or _config()
     import torch
 
-    from saga_ray.on_ray.cluster import available_cores
+    from saga_ray.machine import num_cpus
     from saga_ray.scorer.local import LocalScorer, build_engine
 
     torch.set_num_threads(1)

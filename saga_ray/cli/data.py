@@ -11,6 +11,7 @@ import click
 from saga_ray.cli.options import DATA_ROOT, SET, configuration, split_words
 from saga_ray.cli.sheets import draw_sheets, stage
 from saga_ray.cli.terminal import result, say, shell_quoted
+from saga_ray.data.splits import SPLITS
 
 if TYPE_CHECKING:
     from saga_ray.config import RunConfig
@@ -168,7 +169,7 @@ def stats(root: str, dataset: str | None, assignments: tuple[str, ...], picture:
 @SET
 @click.option("--picture", metavar="FILE", help="Write a PNG with images of some test classes, one class per row.")
 @click.option("--out", metavar="DIR", help="Write a PNG for each class, and one of hard pairs.")
-@click.option("--split", type=click.Choice(("train", "validation", "test")), default="test", show_default=True, help="Whose classes --out draws.")  # fmt: skip
+@click.option("--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Whose classes --out draws.")  # fmt: skip
 @click.option("--encoder", metavar="RUN", help="Folder of a run whose encoder finds the hard pairs. [default: the demo MLLM's, untrained]")  # fmt: skip
 def show(
     words: tuple[str, ...],
@@ -189,7 +190,7 @@ def show(
     else:
         config = _lenient_config(_told_or_detected(word, None), word, [*assignments, *more])
     dataset = load_dataset(config)
-    for name in ("train", "validation", "test"):
+    for name in SPLITS:
         table = dataset.split(name)
         result(f"{name:10} {len(table.class_names):6} classes {len(table):8} images")
     result(

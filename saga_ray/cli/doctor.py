@@ -12,6 +12,7 @@ import click
 
 from saga_ray.cli.options import RUNS
 from saga_ray.cli.terminal import result
+from saga_ray.machine import num_cpus
 
 PACKAGES = ("saga-ray", "ray", "torch", "transformers", "optuna", "pyarrow")
 
@@ -50,7 +51,7 @@ def _versions(runs: str) -> str | None:
 def _device(runs: str) -> str | None:
     import torch
 
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = num_cpus()
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return _line(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -12,6 +11,7 @@ import click
 
 from saga_ray.cli.options import DATA_ROOT, RECIPE, RUNS, SET, configuration, split_words, typed
 from saga_ray.cli.terminal import progress, result, say, shell_quoted
+from saga_ray.machine import num_cpus
 
 if TYPE_CHECKING:
     from saga_ray.study.plan import Plan
@@ -126,7 +126,7 @@ def study_from_file(
     folder = Storage.open(runs).child(f"{path}-{study.dataset}") if path in PRESETS else Storage.open(beside)
     records, planner = Records(folder), Planner(study, identify)
     wanted = blocks or None
-    num_jobs = jobs or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    num_jobs = jobs or num_cpus()
     say(_how_far(planner.plan(records.get, wanted), records, num_jobs))
     again = ["saga-ray", "study", path, *typed(dataset=dataset, data_root=data_root), *_sets(assignments)]
     if not (dry_run or page):

@@ -17,11 +17,11 @@ from saga_ray.config import DataConfig
 from saga_ray.data.fingerprint import dataset_fingerprint
 from saga_ray.data.images import PREPROCESSING
 from saga_ray.data.places import Place
-from saga_ray.data.scan import num_cpus
 from saga_ray.data.shard_files import AllRows, Count, Progress, Stopped, describe_shard, write_shard
 from saga_ray.data.shard_manifest import FORMAT, INDEX, MANIFEST, UNFINISHED, Begun, ShardManifest, what_is_wrong
 from saga_ray.data.shards import ShardSource, tables_of
 from saga_ray.data.splits import SPLITS
+from saga_ray.machine import num_cpus
 from saga_ray.types import Dataset
 
 if TYPE_CHECKING:

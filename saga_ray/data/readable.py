@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from saga_ray.data.draft import decode_draft
 from saga_ray.data.images import BrokenImageError
-from saga_ray.data.scan import num_cpus
 from saga_ray.data.sources import FolderSource
+from saga_ray.machine import num_cpus
 from saga_ray.types import FileSource, ImageTable
 
 _CHUNK, _THREADS_PER_CPU = 32, 4

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import multiprocessing
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +17,7 @@ from PIL import Image
 from saga_ray.data.duplicates import FLAT, perceptual_hash
 from saga_ray.data.images import FORMATS, BrokenImageError, open_rgb
 from saga_ray.data.splits import SPLITS
+from saga_ray.machine import num_cpus
 from saga_ray.types import Dataset, FileSource
 
 _CHUNK = 32
@@ -113,11 +113,6 @@ def _examine_chunk(chunk: tuple[str, range]) -> list[Seen]:
 
 def _examine_rows(source: FileSource, rows: range, decode: bool) -> list[Seen]:
     return [examine(source.read(row), source.cut_bottom, decode) for row in rows]
-
-
-def num_cpus() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def examine(content: bytes, cut_bottom: int = 0, decode: bool = True) -> Seen:

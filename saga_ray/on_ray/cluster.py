@@ -15,6 +15,7 @@ from types import FrameType
 import ray
 
 from saga_ray.config import RunConfig
+from saga_ray.machine import num_cpus
 from saga_ray.on_ray.resources import Bundle, check_feasible, check_fits, logical_cpus, placement
 
 _QUIET = {
@@ -89,7 +90,7 @@ def _connection(configs: Sequence[RunConfig], concurrent: int) -> Iterator[Clust
         yield Cluster(started=False, num_cores=None)
         return
     joins = bool(os.environ.get("RAY_ADDRESS") or os.environ.get("RAY_JOB_ID"))
-    num_cores = None if joins else available_cores()
+    num_cores = None if joins else num_cpus()
     if num_cores is None:
         _join()
     else:
@@ -102,17 +103,12 @@ def _connection(configs: Sequence[RunConfig], concurrent: int) -> Iterator[Clust
         ray.shutdown()
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
-
-
-def _start(num_cpus: int, attempts: int = 3) -> None:
+def _start(cpus: int, attempts: int = 3) -> None:
     for attempt in range(1, attempts + 1):
         try:
             ray.init(
                 address="local",
-                num_cpus=num_cpus,
+                num_cpus=cpus,
                 # Train's cleaner of placement groups asks the dashboard; without one it complains every second.
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",

@@ -19,6 +19,7 @@ import numpy as np
 from saga_ray import __version__
 from saga_ray.config import RunConfig
 from saga_ray.configure import label, to_yaml
+from saga_ray.data.splits import SPLITS
 from saga_ray.storage import Storage
 from saga_ray.study.plan import Task
 from saga_ray.study.record import Record, rounded, thinned
@@ -197,7 +198,7 @@ def remembered_dataset(config: RunConfig, runs: Storage) -> Dataset:
 
         dataset = load_dataset(config)
         check_evaluation_images(config, dataset, runs, Silent())
-        tables = {name: dataset.split(name) for name in ("train", "validation", "test")}
+        tables = {name: dataset.split(name) for name in SPLITS}
         kept = {name: replace(table, source=RememberedSource(table.source)) for name, table in tables.items()}
         while len(_WORLDS) >= _KEPT_WORLDS:
             del _WORLDS[next(iter(_WORLDS))]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from saga_ray.config import RunConfig
 from saga_ray.data.demo import birds
-from saga_ray.data.demo.world import SPLITS, DemoSource, class_vectors, nuisance
+from saga_ray.data.demo.world import DemoSource, class_vectors, nuisance
+from saga_ray.data.splits import SPLITS
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import build_engine

@@ -11,9 +11,9 @@ import numpy as np
 from saga_ray.config import DataConfig
 from saga_ray.data.demo import birds, habitats
 from saga_ray.data.keyed import keyed_uniforms, mix
+from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset, ImageTable
 
-SPLITS = ("train", "validation", "test")
 FAMILY_SIZE = 4
 """Classes of a family; each differs from the first in exactly `neighbour_distance` attributes."""
 _POOL_SALT = np.uint64(0x5A6A_0001)

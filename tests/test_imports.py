@@ -38,8 +38,22 @@ MAY_IMPORT["bench"] = {*MAY_IMPORT["on_ray"], "on_ray", "mllm.demo"}
 MAY_IMPORT["cli"] = {*MAY_IMPORT["bench"], "bench", "vocab"}
 
 
+DATA_MAY_IMPORT = {
+    "splits": set(),
+    "pixels": set(),
+    "flags": set(),
+    "demo": {"pixels", "splits"},
+    "planning": {"pixels"},
+    "files": {"pixels", "splits"},
+    "shards": {"files", "pixels", "splits"},
+    "benchmarks": {"files", "pixels", "splits"},
+    "inspect": {"benchmarks", "shards", "files", "pixels", "splits"},
+}
+"""The rooms of `saga_ray.data`; the package itself hands out readers."""
+
+
 def room_of(module: str) -> str:
-    """`saga_ray.mllm.demo.make` to `mllm.demo`, `saga_ray.data.folder` to `data`, `saga_ray` to the empty name."""
+    """`saga_ray.mllm.demo.make` to `mllm.demo`, `saga_ray.data.files.folder` to `data`, `saga_ray` to the empty name."""
     parts = module.split(".")[1:]
     return "mllm.demo" if parts[:2] == ["mllm", "demo"] else parts[0] if parts else ""
 
@@ -75,6 +89,21 @@ def test_every_import_of_our_own_follows_the_house() -> None:
             if target not in MAY_IMPORT[room]:
                 wrong.append(f"{path.relative_to(PACKAGE.parent)}:{line}: {room} imports {module}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_room_of_the_data_imports_only_what_lies_below_it() -> None:
+    wrong, rooms = [], set()
+    for path in FILES:
+        module = module_of(path)
+        if not module.startswith("saga_ray.data."):
+            continue
+        room = module.split(".")[2]
+        rooms.add(room)
+        targets = {target.split(".")[2] for _, target in imports_of(path) if target.startswith("saga_ray.data.")}
+        targets -= {room, "load_dataset"}
+        wrong += [f"{module} imports {target}" for target in targets if target not in DATA_MAY_IMPORT[room]]
+    assert not wrong, "\n".join(wrong)
+    assert rooms == DATA_MAY_IMPORT.keys()
 
 
 def test_every_folder_has_its_rule() -> None:
@@ -115,7 +144,10 @@ STRANGERS = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "ma
         ("from saga_ray.cli.main import run; run(['--help'])", {"torch", "ray", "transformers", "numpy", "pyarrow"}),
         ("from saga_ray.cli.main import run; run(['train', '--help'])", {"torch", "ray", "transformers", "pyarrow"}),
         ("import saga_ray.config, saga_ray.configure, saga_ray.types, saga_ray.storage", {"torch", "ray"}),
-        ("import saga_ray.data, saga_ray.data.stream, saga_ray.data.plan", {"torch", "ray"}),
+        (
+            f"import {', '.join(module_of(path) for path in FILES if room_of(module_of(path)) == 'data')}",
+            {"torch", "ray"},
+        ),
         ("import saga_ray.train.local, saga_ray.scorer.local, saga_ray.train.study_page", {"ray"}),
         (
             "import saga_ray.study.file, saga_ray.study.plan, saga_ray.study.run",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saga_ray.config import DataConfig
-from saga_ray.data.plan import PairPlanner
+from saga_ray.data.planning.plan import PairPlanner
 from saga_ray.types import ImageTable
 
 Contender = Callable[[int], Iterable[Any]]

@@ -12,8 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from saga_ray.bench.clock import Contender, Material
-from saga_ray.data.images import augment, augmentation_keys
-from saga_ray.data.stream import decode_plan
+from saga_ray.data.pixels.images import augment, augmentation_keys
+from saga_ray.data.planning.stream import decode_plan
 
 
 class MicroBatches(Dataset):

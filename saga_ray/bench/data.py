@@ -19,7 +19,7 @@ from saga_ray.bench.contenders import SETTINGS, Setting, data_loader, ray_stream
 from saga_ray.bench.memory import peak_memory
 from saga_ray.bench.photographs import LARGE, USUAL, make_photographs, many_times
 from saga_ray.config import DataConfig
-from saga_ray.data.draft import drafted_table
+from saga_ray.data.pixels.draft import drafted_table
 from saga_ray.train.progress import Progress, Silent
 
 WARM_UP = 14

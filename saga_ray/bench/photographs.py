@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from saga_ray.data.sources import FolderSource
+from saga_ray.data.files.sources import FolderSource
 from saga_ray.types import ImageTable
 
 USUAL, LARGE = (500, 375), (1024, 683)

@@ -63,7 +63,7 @@ def bench_serve(size: Size, progress: Progress | None = None, config: RunConfig 
             progress.step(number, size.num_rounds, {})
             rounds.append(_round(replace(base, seed=number), local, remote, number % 2 == 1))
         progress.step(size.num_rounds, size.num_rounds, {})
-    return _report(base, rounds, config) | {"num_cores": available_cores()}
+    return _report(base, rounds, config) | {"num_cores": num_cpus()}
 
 
 def _config() -> RunConfig:
@@ -78,8 +78,8 @@ def _request(config: RunConfig) -> ScoreRequest:
     import torch
 
     from saga_ray.data import load_dataset
-    from saga_ray.data.plan import PairPlanner
-    from saga_ray.data.stream import micro_batches
+    from saga_ray.data.planning.plan import PairPlanner
+    from saga_ray.data.planning.stream import micro_batches
     from saga_ray.encoder.encoder import build_encoder
 
     data = config.data.model_copy(update={"hard_share": 0.0})

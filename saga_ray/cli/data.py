@@ -15,7 +15,7 @@ from saga_ray.data.splits import SPLITS
 
 if TYPE_CHECKING:
     from saga_ray.config import RunConfig
-    from saga_ray.data.check import Report
+    from saga_ray.data.inspect.check import Report
 
 ABOUT = {
     "demo": "birds drawn by saga-ray itself; nothing to download",
@@ -49,7 +49,7 @@ def list_() -> None:
 @click.argument("name")
 def help_(name: str) -> None:
     """Where the data set NAME is to be had, its files and checksums, and what to do by hand."""
-    from saga_ray.data.origins import instructions
+    from saga_ray.data.benchmarks.origins import instructions
 
     _known(name)
     for line in instructions(name):
@@ -62,8 +62,8 @@ def help_(name: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="Fetch the files too that are not needed.")
 def download_(name: str, out: str, everything: bool) -> None:
     """Fetch the archives of NAME from their owner; goes on where it was interrupted."""
-    from saga_ray.data.download import download
-    from saga_ray.data.origins import ORIGINS, instructions
+    from saga_ray.data.benchmarks.download import download
+    from saga_ray.data.benchmarks.origins import ORIGINS, instructions
 
     _known(name)
     files = [file for file in ORIGINS[name].files if everything or file.needed] if name in ORIGINS else []
@@ -99,7 +99,7 @@ def check_(root: str, dataset: str | None, assignments: tuple[str, ...], json_fi
     TO DO`.
     """
     from saga_ray.configure import parse_assignments
-    from saga_ray.data.check import UNUSABLE, check
+    from saga_ray.data.inspect.check import UNUSABLE, check
 
     name = _told_or_detected(root, dataset)
     with stage("") as step:
@@ -121,9 +121,9 @@ def check_(root: str, dataset: str | None, assignments: tuple[str, ...], json_fi
 def prepare_(root: str, out: str, dataset: str | None, assignments: tuple[str, ...], shards: int | None) -> None:
     """Write the images in ROOT, as they are, into a few Parquet files that are read from disk, NFS or object storage."""
     from saga_ray.data import load_dataset
-    from saga_ray.data.places import Place
-    from saga_ray.data.prepare import prepare
-    from saga_ray.data.shard_manifest import read_manifest
+    from saga_ray.data.files.places import Place
+    from saga_ray.data.shards.manifest import read_manifest
+    from saga_ray.data.shards.prepare import prepare
 
     name = _told_or_detected(root, dataset)
     config = _config(name, root, assignments)
@@ -151,7 +151,7 @@ def prepare_(root: str, out: str, dataset: str | None, assignments: tuple[str, .
 def stats(root: str, dataset: str | None, assignments: tuple[str, ...], picture: str | None) -> None:
     """Images per class, sizes, proportions, formats and bytes of the files in ROOT."""
     from saga_ray.data import load_dataset
-    from saga_ray.data.stats import draw, lines, statistics
+    from saga_ray.data.inspect.stats import draw, lines, statistics
 
     found = load_dataset(_lenient_config(_told_or_detected(root, dataset), root, assignments))
     with stage("reading headers") as step:
@@ -197,7 +197,7 @@ def show(
         f"fingerprint {dataset.fingerprint}" + (" (partial: counts differ from the owner's)" if dataset.partial else "")
     )
     if picture is not None:
-        from saga_ray.data.contact_sheet import write_contact_sheet
+        from saga_ray.data.inspect.contact_sheet import write_contact_sheet
 
         write_contact_sheet(dataset.test, picture)
         say(f"Wrote {picture}")
@@ -213,7 +213,7 @@ def _known(name: str) -> None:
 
 
 def _told_or_detected(root: str, dataset: str | None) -> str:
-    from saga_ray.data.detect import detect
+    from saga_ray.data.inspect.detect import detect
 
     if not root.strip():
         raise ValueError("ROOT: is empty; name the folder of the images")

@@ -48,7 +48,7 @@ def draw_sheets(table: ImageTable, out: Path, encoder: str | None, config: RunCo
     """
     import numpy as np
 
-    from saga_ray.data.contact_sheet import class_sheet, hard_pairs, pair_sheet, sheet_name, write_picture
+    from saga_ray.data.inspect.contact_sheet import class_sheet, hard_pairs, pair_sheet, sheet_name, write_picture
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"--out {out}: is not empty; name a new or empty folder")

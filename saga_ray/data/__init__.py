@@ -17,7 +17,7 @@ def load_dataset(config: RunConfig) -> Dataset:
     """
     dataset = _read(config)
     if config.data.decode == "draft":
-        from saga_ray.data.draft import drafted
+        from saga_ray.data.pixels.draft import drafted
 
         dataset = drafted(dataset)
     if config.evaluation.split == "validation" and len(dataset.validation) == 0:
@@ -31,8 +31,8 @@ def load_dataset(config: RunConfig) -> Dataset:
 def _read(config: RunConfig) -> Dataset:
     # Imported here: a run needs one reader, and `import saga_ray.data` must stay quick.
     if config.dataset != "demo":
-        from saga_ray.data.shard_manifest import is_prepared
-        from saga_ray.data.shards import prepared_dataset
+        from saga_ray.data.shards.manifest import is_prepared
+        from saga_ray.data.shards.prepared import prepared_dataset
 
         if is_prepared(config.data.root):
             return prepared_dataset(config)
@@ -42,26 +42,26 @@ def _read(config: RunConfig) -> Dataset:
 
             return demo_dataset(config.data)
         case "folder":
-            from saga_ray.data.folder import folder_dataset
-            from saga_ray.data.parquet import holds_parquet, parquet_dataset
+            from saga_ray.data.files.folder import folder_dataset
+            from saga_ray.data.files.parquet import holds_parquet, parquet_dataset
 
             if holds_parquet(config.data.root):
                 return parquet_dataset(config.data)
             return folder_dataset(config.data)
         case "cub":
-            from saga_ray.data.cub import cub_dataset
+            from saga_ray.data.benchmarks.cub import cub_dataset
 
             return cub_dataset(config.data)
         case "cars":
-            from saga_ray.data.cars import cars_dataset
+            from saga_ray.data.benchmarks.cars import cars_dataset
 
             return cars_dataset(config.data)
         case "aircraft":
-            from saga_ray.data.aircraft import aircraft_dataset
+            from saga_ray.data.benchmarks.aircraft import aircraft_dataset
 
             return aircraft_dataset(config.data)
         case "inat-aves":
-            from saga_ray.data.inat import inat_dataset
+            from saga_ray.data.benchmarks.inat import inat_dataset
 
             return inat_dataset(config.data)
     raise AssertionError(config.dataset)

@@ -22,8 +22,8 @@ import ray
 from ray.exceptions import RayError
 
 from saga_ray.config import DataConfig
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import BrokenImages, decode_plan
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import BrokenImages, decode_plan
 from saga_ray.errors import Refused, marked_refusals
 from saga_ray.on_ray.shared import Work, fetched
 from saga_ray.types import ImageTable, MicroBatch, PairPlan
@@ -71,7 +71,7 @@ class Decoding:
 def ray_batches(
     table: ImageTable, data: DataConfig, seed: int, rank: int, world_size: int, decoding: Decoding
 ) -> Callable[[int, int, PairPlanner], Iterator[MicroBatch]]:
-    """The stream of `saga_ray.data.stream.micro_batches`, decoded by tasks anywhere in the cluster.
+    """The stream of `saga_ray.data.planning.stream.micro_batches`, decoded by tasks anywhere in the cluster.
 
     Function tasks, not a pool of actors: their processes stay warm, and nothing is rebuilt when an epoch ends.
 

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 
 from saga_ray.config import RunConfig
-from saga_ray.data.images import BrokenImageError
-from saga_ray.data.keyed import keyed_uniforms
+from saga_ray.data.pixels.images import BrokenImageError
+from saga_ray.data.pixels.keyed import keyed_uniforms
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.leaderboard.consensus_page import write_consensus_page
 from saga_ray.mllm.answers import parse_answer, plain

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from saga_ray.data.images import BrokenImageError
+from saga_ray.data.pixels.images import BrokenImageError
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.train.context import RunContext
 from saga_ray.types import ImageTable

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 from saga_ray.config import RunConfig
-from saga_ray.data.places import without_password
-from saga_ray.data.readable import has_files, last_changes, unreadable
+from saga_ray.data.files.places import without_password
+from saga_ray.data.inspect.readable import has_files, last_changes, unreadable
 from saga_ray.storage import Storage
 from saga_ray.train.progress import Progress
 from saga_ray.types import Dataset

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from saga_ray.config import RunConfig
 from saga_ray.data import load_dataset
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import micro_batches
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import micro_batches
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext
 from saga_ray.train.evaluation_images import check_evaluation_images

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from saga_ray.config import RunConfig
-from saga_ray.data.mining import snapshot_rows
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.taxonomy import relatives
+from saga_ray.data.planning.mining import snapshot_rows
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.taxonomy import relatives
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saga_ray.train.completions import Row, completion_rows

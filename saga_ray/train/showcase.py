@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
-from saga_ray.data.images import decode
+from saga_ray.data.pixels.images import decode
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.encoder.export import load_encoder
 from saga_ray.leaderboard.pages import JudgedAnswer, JudgedPair

@@ -22,7 +22,7 @@ from saga_ray.bench.contenders import SETTINGS, Images, MicroBatches, data_loade
 from saga_ray.bench.data import QUICK, _rounds, bench_data
 from saga_ray.bench.memory import descendants, memory_mb, peak_memory
 from saga_ray.bench.photographs import make_photographs, many_times
-from saga_ray.data.stream import micro_batches
+from saga_ray.data.planning.stream import micro_batches
 from saga_ray.train.progress import Silent
 
 

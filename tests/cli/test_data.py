@@ -151,7 +151,7 @@ def test_statistics_are_a_table_and_a_picture(type_: Type, pictures: Path) -> No
 
 
 def test_a_dead_address_prints_the_steps_by_hand(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
-    from saga_ray.data import origins
+    from saga_ray.data.benchmarks import origins
 
     dead = replace(origins.ORIGINS["cub"].files[0], url="http://127.0.0.1:9/CUB_200_2011.tgz")
     monkeypatch.setitem(origins.ORIGINS, "cub", replace(origins.ORIGINS["cub"], files=(dead,)))

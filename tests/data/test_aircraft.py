@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from saga_ray.data.aircraft import aircraft_dataset
-from saga_ray.data.images import decode
-from saga_ray.data.manifests import manifest
+from saga_ray.data.benchmarks.aircraft import aircraft_dataset
+from saga_ray.data.benchmarks.manifests import manifest
+from saga_ray.data.pixels.images import decode
 from tests.data.trees import AIRCRAFT, aircraft_tree, every_image_decodes, partial, small_config, splits
 
 

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from saga_ray.data import archives
-from saga_ray.data.aircraft import aircraft_dataset
-from saga_ray.data.archives import MARKER, unpacked
-from saga_ray.data.cars import cars_dataset
-from saga_ray.data.cub import cub_dataset
-from saga_ray.data.folder import folder_dataset
-from saga_ray.data.inat import inat_dataset
+from saga_ray.data.benchmarks.aircraft import aircraft_dataset
+from saga_ray.data.benchmarks.cars import cars_dataset
+from saga_ray.data.benchmarks.cub import cub_dataset
+from saga_ray.data.benchmarks.inat import inat_dataset
+from saga_ray.data.files import archives
+from saga_ray.data.files.archives import MARKER, unpacked
+from saga_ray.data.files.folder import folder_dataset
 from tests.data.trees import (
     AIRCRAFT,
     AVES,

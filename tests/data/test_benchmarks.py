@@ -9,11 +9,11 @@ import pytest
 
 from saga_ray.configure import resolve
 from saga_ray.data import load_dataset
-from saga_ray.data.aircraft import aircraft_dataset
-from saga_ray.data.cars import cars_dataset
-from saga_ray.data.cub import cub_dataset
-from saga_ray.data.images import decode
-from saga_ray.data.inat import inat_dataset
+from saga_ray.data.benchmarks.aircraft import aircraft_dataset
+from saga_ray.data.benchmarks.cars import cars_dataset
+from saga_ray.data.benchmarks.cub import cub_dataset
+from saga_ray.data.benchmarks.inat import inat_dataset
+from saga_ray.data.pixels.images import decode
 from tests.data.trees import (
     AIRCRAFT,
     AVES,

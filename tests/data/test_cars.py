@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from saga_ray.data.cars import cars_dataset
-from saga_ray.data.manifests import manifest
+from saga_ray.data.benchmarks.cars import cars_dataset
+from saga_ray.data.benchmarks.manifests import manifest
 from tests.data.trees import CARS, cars_tree, every_image_decodes, partial, small_config, splits
 
 LAYOUTS = ["one list", "devkit", "nested devkit", "kaggle"]

@@ -14,12 +14,12 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from saga_ray.data import load_dataset
-from saga_ray.data.check import ODD_KINDS, Report, check
-from saga_ray.data.detect import detect
-from saga_ray.data.duplicates import perceptual_hash
-from saga_ray.data.layouts import ARCHIVES
-from saga_ray.data.scan import examine, scan
-from saga_ray.data.stats import lines, statistics
+from saga_ray.data.benchmarks.layouts import ARCHIVES
+from saga_ray.data.inspect.check import ODD_KINDS, Report, check
+from saga_ray.data.inspect.detect import detect
+from saga_ray.data.inspect.duplicates import perceptual_hash
+from saga_ray.data.inspect.scan import examine, scan
+from saga_ray.data.inspect.stats import lines, statistics
 from tests.data.test_shards import AVES, BIRDS, CARS, OTHERS, config_of, prepared
 from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture, tar
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saga_ray.data import load_dataset
-from saga_ray.data.contact_sheet import class_sheet, hard_pairs, sheet_name
+from saga_ray.data.inspect.contact_sheet import class_sheet, hard_pairs, sheet_name
 from tests.data.test_shards import config_of
 from tests.data.trees import class_folders
 

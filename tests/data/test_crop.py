@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saga_ray.data.crop import cropped, random_crops, resized_crops
-from saga_ray.data.images import augment, augmentation_keys
-from saga_ray.data.sources import FolderSource
-from saga_ray.data.stream import decode_plan
+from saga_ray.data.files.sources import FolderSource
+from saga_ray.data.pixels.crop import cropped, random_crops, resized_crops
+from saga_ray.data.pixels.images import augment, augmentation_keys
+from saga_ray.data.planning.stream import decode_plan
 from saga_ray.types import PairPlan
 from tests.data.trees import picture, small_config
 

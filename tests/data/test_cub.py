@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_ray.data.cub import cub_dataset
-from saga_ray.data.cub_attributes import _words, one_value_each, read_labels
-from saga_ray.data.manifests import manifest
+from saga_ray.data.benchmarks.cub import cub_dataset
+from saga_ray.data.benchmarks.cub_attributes import _words, one_value_each, read_labels
+from saga_ray.data.benchmarks.manifests import manifest
 from tests.data.trees import BIRDS, cub_tree, every_image_decodes, partial, picture, small_config
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_ray.data.displace import displaced
+from saga_ray.data.pixels.displace import displaced
 
 
 def pixel_by_pixel(images_NHWC, mirrored_N, shift_N2):

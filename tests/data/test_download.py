@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from saga_ray.data.download import download
-from saga_ray.data.origins import ORIGINS, OWN, OriginFile, instructions
+from saga_ray.data.benchmarks.download import download
+from saga_ray.data.benchmarks.origins import ORIGINS, OWN, OriginFile, instructions
 
 CONTENT = np.random.default_rng(0).bytes(2**22)
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -12,9 +12,9 @@ from PIL import Image
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.data import load_dataset
-from saga_ray.data.draft import decode_draft
-from saga_ray.data.images import BrokenImageError, decode
-from saga_ray.data.prepare import prepare
+from saga_ray.data.pixels.draft import decode_draft
+from saga_ray.data.pixels.images import BrokenImageError, decode
+from saga_ray.data.shards.prepare import prepare
 from tests.data.trees import class_folders, picture
 
 

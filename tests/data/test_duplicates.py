@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from saga_ray.data.duplicates import FLAT, MAX_DISTANCE, equal_files, near_duplicates, perceptual_hash
+from saga_ray.data.inspect.duplicates import FLAT, MAX_DISTANCE, equal_files, near_duplicates, perceptual_hash
 
 
 def all_with_all(hashes: list[int], groups: list[int], max_distance: int) -> list[tuple[int, int, int]]:

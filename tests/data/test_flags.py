@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from saga_ray.data import flags
-from saga_ray.data.folder import folder_dataset
+from saga_ray.data.files.folder import folder_dataset
 from tests.data.trees import small_config
 
 WANTED = flags.re.compile(flags.SOURCES[3].drawing)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from saga_ray.configure import resolve
-from saga_ray.data import fingerprint as fingerprint_module
 from saga_ray.data import load_dataset
-from saga_ray.data.folder import folder_dataset
-from saga_ray.data.images import decode
+from saga_ray.data.files import fingerprint as fingerprint_module
+from saga_ray.data.files.folder import folder_dataset
+from saga_ray.data.pixels.images import decode
 from tests.data.trees import class_folders, picture, small_config
 
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from saga_ray.data.images import BrokenImageError, augment, augmentation_keys, decode, open_rgb
-from saga_ray.data.sources import FolderSource
+from saga_ray.data.files.sources import FolderSource
+from saga_ray.data.pixels.images import BrokenImageError, augment, augmentation_keys, decode, open_rgb
 from tests.data.trees import picture
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
@@ -211,7 +211,7 @@ def test_a_source_gives_rows_in_the_order_asked_each_on_its_own(tmp_path):
 
 def slow_augment(images_NHWC, keys_N, flip, shift_pixels):
     """One pixel at a time."""
-    from saga_ray.data.keyed import keyed_uniforms
+    from saga_ray.data.pixels.keyed import keyed_uniforms
 
     out = np.empty_like(images_NHWC)
     n, height, width, _ = images_NHWC.shape

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_ray.data import coco, inat
-from saga_ray.data.coco import elements
-from saga_ray.data.inat import inat_dataset
-from saga_ray.data.manifests import manifest
+from saga_ray.data.benchmarks import coco, inat
+from saga_ray.data.benchmarks.coco import elements
+from saga_ray.data.benchmarks.inat import inat_dataset
+from saga_ray.data.benchmarks.manifests import manifest
 from tests.data.trees import AVES, OTHERS, class_folders, every_image_decodes, inat_tree, partial, small_config, splits
 
 

@@ -6,10 +6,10 @@ import logging
 
 import pytest
 
-from saga_ray.data.benchmark import benchmark_dataset
-from saga_ray.data.manifests import Manifest, differences, manifest, split_digest
+from saga_ray.data.benchmarks.benchmark import benchmark_dataset
+from saga_ray.data.benchmarks.manifests import Manifest, differences, manifest, split_digest
+from saga_ray.data.files.tree import Found
 from saga_ray.data.splits import carve_validation
-from saga_ray.data.tree import Found
 from tests.data.trees import class_folders, partial, small_config, splits
 
 PUBLISHED = {

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from saga_ray.config import DataConfig
 from saga_ray.configure import ConfigError, resolve
 from saga_ray.data import load_dataset
-from saga_ray.data.mining import CentroidNeighbours, IndexedNeighbours, snapshot_rows
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.taxonomy import TaxonomyNeighbours, lineages_of
+from saga_ray.data.planning.mining import CentroidNeighbours, IndexedNeighbours, snapshot_rows
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.taxonomy import TaxonomyNeighbours, lineages_of
 from tests.data.trees import inat_tree
 
 INAT = "{:05d}_Animalia_Chordata_Aves_{}_{}_{}_{}"
@@ -58,7 +58,7 @@ def test_blocks_of_any_size_give_the_same_groups(monkeypatch):
     centroids_CE, order = rng.normal(size=(97, 8)), rng.permutation(97)[:90]
     whole = CentroidNeighbours(centroids_CE).groups(order, 20, 4)
     for classes_at_once in (1, 3, 7):
-        monkeypatch.setattr("saga_ray.data.mining._BLOCK_BYTES", classes_at_once * 8 * 97)
+        monkeypatch.setattr("saga_ray.data.planning.mining._BLOCK_BYTES", classes_at_once * 8 * 97)
         for one, other in zip(CentroidNeighbours(centroids_CE).groups(order, 20, 4), whole, strict=True):
             np.testing.assert_array_equal(one, other)
 
@@ -100,7 +100,7 @@ def test_with_thirty_thousand_classes_the_index_finds_the_families_within_second
 def test_a_plan_of_very_many_classes_goes_through_the_index_and_copies_without_it(monkeypatch):
     import pickle
 
-    monkeypatch.setattr("saga_ray.data.mining.EXACT_CLASSES", 100)
+    monkeypatch.setattr("saga_ray.data.planning.mining.EXACT_CLASSES", 100)
     labels_N = np.repeat(np.arange(200), 3)
     centroids_CE = families(200, 4, 16, 0.01)
     planner = PairPlanner(labels_N, DataConfig(hard_share=0.25), 0, centroids_CE)
@@ -175,7 +175,7 @@ def test_a_taxonomy_that_would_not_be_read_is_a_mistake():
 
 
 def test_a_run_goes_on_with_the_taxonomy_that_it_began_with(tmp_path):
-    from saga_ray.data.taxonomy import relatives
+    from saga_ray.data.planning.taxonomy import relatives
     from saga_ray.train.evaluate import config_hash
     from saga_ray.train.run_folder import changed_values
 
@@ -201,7 +201,7 @@ def test_a_run_goes_on_with_the_taxonomy_that_it_began_with(tmp_path):
 
 
 def test_hard_shards_of_an_inat_tree_are_families_and_no_pair_touches_another_split(tmp_path):
-    from saga_ray.data.taxonomy import relatives
+    from saga_ray.data.planning.taxonomy import relatives
 
     species = [INAT.format(3000 + i, "O", f"F{i // 8}", f"G{i // 4}", f"s{i}") for i in range(48)]
     inat_tree(tmp_path, species, num_images=4)

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from saga_ray.data import load_dataset
-from saga_ray.data.detect import detect
-from saga_ray.data.images import BrokenImageError, decode
-from saga_ray.data.row_groups import RowGroups
+from saga_ray.data.files.row_groups import RowGroups
+from saga_ray.data.inspect.detect import detect
+from saga_ray.data.pixels.images import BrokenImageError, decode
 from saga_ray.types import Dataset
 from tests.data.test_shards import SPLITS, config_of, prepared, same_tables
 from tests.data.trees import class_folders, picture
@@ -137,7 +137,7 @@ def test_large_row_groups_are_told(
     write(tmp_path / "p" / "a.parquet", {"image": files(tmp_path), "label": [i % 4 for i in range(16)]})
     read(tmp_path / "p")
     assert "data prepare" not in caplog.text
-    monkeypatch.setattr("saga_ray.data.parquet.LARGE_GROUP_BYTES", 100)
+    monkeypatch.setattr("saga_ray.data.files.parquet.LARGE_GROUP_BYTES", 100)
     read(tmp_path / "p")
     assert "data prepare" in caplog.text
 

@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-from saga_ray.data.images import MAX_PIXELS, BrokenImageError, decode, open_rgb
+from saga_ray.data.pixels.images import MAX_PIXELS, BrokenImageError, decode, open_rgb
 from tests.data.test_images import _png_header
 
 PHOTOGRAPHS = [Path(str(files("sklearn.datasets") / "images" / name)) for name in ("china.jpg", "flower.jpg")]

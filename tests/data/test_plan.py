@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from saga_ray.config import DataConfig
 from saga_ray.configure import resolve
 from saga_ray.data import load_dataset
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.taxonomy import TaxonomyNeighbours
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.taxonomy import TaxonomyNeighbours
 
 
 @st.composite

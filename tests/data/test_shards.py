@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
-from saga_ray.data import fingerprint, load_dataset
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.prepare import prepare
-from saga_ray.data.shard_manifest import is_prepared
-from saga_ray.data.stream import decode_plan
+from saga_ray.data import load_dataset
+from saga_ray.data.files import fingerprint
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import decode_plan
+from saga_ray.data.shards.manifest import is_prepared
+from saga_ray.data.shards.prepare import prepare
 from saga_ray.types import Dataset, ImageTable
 from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture
 

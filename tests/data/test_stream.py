@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from saga_ray.config import DataConfig
-from saga_ray.data.folder import folder_dataset
-from saga_ray.data.images import BrokenImageError, augment, augmentation_keys
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import BrokenImages, decode_plan, micro_batches
+from saga_ray.data.files.folder import folder_dataset
+from saga_ray.data.pixels.images import BrokenImageError, augment, augmentation_keys
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import BrokenImages, decode_plan, micro_batches
 from saga_ray.types import ImageTable
 from tests.data.trees import class_folders, small_config
 

@@ -45,7 +45,7 @@ def test_a_loaded_encoder_gives_the_same_embeddings(encoder: Encoder, run: Path)
 
 
 def test_pictures_are_resized_as_the_data_readers_do(run: Path, tmp_path: Path) -> None:
-    from saga_ray.data.images import decode
+    from saga_ray.data.pixels.images import decode
 
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (50, 70, 3), dtype=np.uint8))
     picture.save(tmp_path / "picture.png")

@@ -14,9 +14,9 @@ import pytest
 
 from saga_ray.config import RunConfig
 from saga_ray.data import load_dataset
-from saga_ray.data.images import BrokenImageError
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import micro_batches
+from saga_ray.data.pixels.images import BrokenImageError
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import micro_batches
 from saga_ray.errors import is_ours
 from saga_ray.on_ray.data import Decoding, _joined, _reads, ray_batches
 from saga_ray.types import ImageSource, ImageTable, MicroBatch, PairPlan

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga_ray.data.sources import FolderSource
+from saga_ray.data.files.sources import FolderSource
 from saga_ray.on_ray.shared import PackedStrings, in_place
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve, with_override
 from saga_ray.data import load_dataset
-from saga_ray.data.prepare import prepare
+from saga_ray.data.shards.prepare import prepare
 from tests.data.trees import aircraft_tree, cars_tree, cub_tree, inat_tree, picture
 
 SMALL = {

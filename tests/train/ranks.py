@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from saga_ray.config import RunConfig
 from saga_ray.configure import from_yaml
 from saga_ray.data import load_dataset
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import micro_batches
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import micro_batches
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext, TorchContext

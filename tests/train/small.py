@@ -11,8 +11,8 @@ import torch
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import micro_batches
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import micro_batches
 from saga_ray.encoder.encoder import build_encoder
 from saga_ray.train.losses import build_metric_loss
 from saga_ray.train.step import Model

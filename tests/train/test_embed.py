@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from saga_ray.data.images import BrokenImageError
+from saga_ray.data.pixels.images import BrokenImageError
 from saga_ray.encoder.encoder import build_encoder
 from saga_ray.train.context import LocalContext
 from saga_ray.train.embed import class_centroids, embed_centroids, embed_table

@@ -16,9 +16,9 @@ from PIL import Image
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve, with_override
 from saga_ray.data import load_dataset
-from saga_ray.data.images import BrokenImageError
-from saga_ray.data.readable import has_files, unreadable
-from saga_ray.data.sources import FolderSource
+from saga_ray.data.files.sources import FolderSource
+from saga_ray.data.inspect.readable import has_files, unreadable
+from saga_ray.data.pixels.images import BrokenImageError
 from saga_ray.train.local import run_local
 from saga_ray.types import Dataset, ImageTable
 from tests.data.trees import class_folders

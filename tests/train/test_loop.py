@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from saga_ray import load_encoder
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
-from saga_ray.data.plan import PairPlanner
-from saga_ray.data.stream import micro_batches
+from saga_ray.data.planning.plan import PairPlanner
+from saga_ray.data.planning.stream import micro_batches
 from saga_ray.leaderboard.store import ResultStore
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext

@@ -10,7 +10,7 @@ import numpy as np
 
 from saga_ray.config import DataConfig
 from saga_ray.data.demo import birds, habitats
-from saga_ray.data.keyed import keyed_uniforms, mix
+from saga_ray.data.pixels.keyed import keyed_uniforms, mix
 from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset, ImageTable
 

@@ -1,0 +1,1 @@
+"""What a data set is, and whether it is fit for use."""

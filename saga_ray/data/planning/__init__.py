@@ -1,0 +1,1 @@
+"""Which images meet in which micro-batch, and the stream of those."""

@@ -1,0 +1,1 @@
+"""Prepared data: the same bytes in a few Parquet files of which each image is one range."""

@@ -24,7 +24,9 @@ class Gemma3(Family):
 
     def rotary(self, decoder: nn.Module, hidden_SRD: Tensor, positions_3R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         kinds = decoder.config.layer_types[: len(decoder.layers)]
-        by_kind = {kind: decoder.rotary_emb(hidden_SRD, text_positions(positions_3R), kind) for kind in dict.fromkeys(kinds)}
+        by_kind = {
+            kind: decoder.rotary_emb(hidden_SRD, text_positions(positions_3R), kind) for kind in dict.fromkeys(kinds)
+        }
         return [by_kind[kind] for kind in kinds]
 
     def library_inputs(

@@ -32,7 +32,7 @@ still at work; after two the replica says that it is ill, and Serve replaces it.
 _MAX_ENGINES = 8
 # What an engine does not know; a key that is added elsewhere counts as known until it is named here.
 _OF_THE_TRAINER = {"contributing_pairs", "max_micro_batches", "refill"}
-_OF_THE_WAY = {"service", "timeout_s", "max_retries", "tokens_per_request", "requests_in_flight"}
+_OF_THE_WAY = {"service", "timeout_s", "max_retries", "tokens_per_request", "requests_in_flight", "store_answers"}
 
 
 class ScorerReplica:

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from saga_ray.mllm.two_part import two_part_attention
+
 NAME = "saga_ray"
 
 
@@ -96,12 +98,14 @@ class PrefixMemory:
     """Run the rows of a prefix behind constant keys and values, and keep the keys and values they make.
 
     `before` holds (key, value) of (1, K, C, d) per layer, C may be 0; `made` is filled with (S, K, R, d), with graph;
-    `blocks` are (start, stop) of new rows that see each other in both directions.
+    `blocks` are (start, stop) of new rows that see each other in both directions. `split` takes the constant part and the
+    rows' own in two calls where no mask is needed, see `mllm.two_part`.
     """
 
     before: list[tuple[Tensor, Tensor]]
     made: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     blocks: Sequence[tuple[int, int]] = ()
+    split: bool = False
 
     def attend(
         self,
@@ -116,6 +120,8 @@ class PrefixMemory:
         self.made.append((key_SKRd, value_SKRd))
         num_rows = query_SHRd.shape[2]
         num_before = 0
+        if self.split and self.before and window is None and not self.blocks:
+            return two_part_attention(query_SHRd, self.before[layer], key_SKRd, value_SKRd, scaling)
         if self.before:
             key_before, value_before = (x.expand(len(query_SHRd), -1, -1, -1) for x in self.before[layer])
             num_before = key_before.shape[2]
@@ -175,11 +181,13 @@ class DecodeMemory:
 class ResponseMemory:
     """Whole answers over their pairs' prefixes, with graph; pairs x answers rows in pair order.
 
-    `prefix` holds (key, value) leaves of (P, K, C, d) per layer, on which the gradients accumulate.
+    `prefix` holds (key, value) leaves of (P, K, C, d) per layer, on which the gradients accumulate. `split` takes prefix and
+    answers in two calls, see `mllm.two_part`.
     """
 
     prefix: list[tuple[Tensor, Tensor]]
     capture: Capture | None = None
+    split: bool = False
 
     def attend(
         self,
@@ -199,11 +207,13 @@ class ResponseMemory:
             shared = before[:, None].expand(-1, num_answers, -1, -1, -1).flatten(0, 1)
             return torch.cat((shared, new), dim=2)
 
-        key_SKCd, value_SKCd = behind(key_PKCd, key_SKRd), behind(value_PKCd, value_SKRd)
         num_before = key_PKCd.shape[2]
         if self.capture is not None and layer == self.capture.layer:
             with torch.no_grad():
-                self.capture.take(query_SHRd, key_SKCd, num_before, scaling, window)
+                self.capture.take(query_SHRd, behind(key_PKCd, key_SKRd), num_before, scaling, window)
+        if self.split and window is None:
+            return two_part_attention(query_SHRd, self.prefix[layer], key_SKRd, value_SKRd, scaling)
+        key_SKCd, value_SKCd = behind(key_PKCd, key_SKRd), behind(value_PKCd, value_SKRd)
         mask = causal_mask(num_before, R, query_SHRd.device, window)
         return grouped_attention(query_SHRd, key_SKCd, value_SKCd, mask, scaling)
 

@@ -72,6 +72,8 @@ class FrozenMLLM:
     processor: ProcessorMixin | None
     """None where the library cannot load it; the scorer needs the tokenizer alone."""
     folder: Path
+    split: bool = False
+    """Whether attention over a shared prefix takes two calls (`mllm.two_part`): fast on GPUs, and it holds less everywhere."""
 
     @cached_property
     def family(self) -> Family:
@@ -207,7 +209,7 @@ class FrozenMLLM:
         deepstack = [around(level[:, 0], level[:, 1], *zeros) for level in levels[1:]]
         start = len(layout.before_ids)
         blocks = [(first - start, stop - start) for first, stop in layout.image_columns]
-        memory = PrefixMemory(constant, blocks=blocks if self.family.bidirectional_images else ())
+        memory = PrefixMemory(constant, blocks=blocks if self.family.bidirectional_images else (), split=self.split)
         self.run(hidden, layout.positions_3C[:, start:-1], memory, deepstack)
         if not constant:
             return Prefix(memory.made, memory.made)

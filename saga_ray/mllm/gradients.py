@@ -16,12 +16,12 @@ from torch import Tensor
 
 from saga_ray.mllm.attention import Capture, ResponseMemory
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
+from saga_ray.mllm.head import head_log_probs
 from saga_ray.mllm.sampling import Completions, nucleus_size, restrict
 from saga_ray.rl.grpo import policy_loss_sum
 
-# Bounds on what is held at once: rows of answers with their graph, and entries of the logits.
+# Rows of answers that are held at once with their graph.
 MAX_ROWS = 4096
-MAX_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
@@ -82,31 +82,20 @@ def _chunk_loss(
     """log pi (S, R) of a chunk; if autograd is on, the loss is already carried back to `hidden_SRD`'s graph.
 
     What a template fed has probability 1: log pi is 0 there, and the logits are not even computed.
-
-    Logits of a few rows at a time: whole, those of one group of a real MLLM take gigabytes.
     """
     mask_SR = ids_SR >= 0 if sets is None else sets[0] >= 0
     backward = torch.is_grad_enabled() and hidden_SRD.requires_grad
-    leaf_ND = hidden_SRD[mask_SR].detach().requires_grad_(backward)
     ids_N, support_N = ids_SR[mask_SR], None if support_SR is None else support_SR[mask_SR]
-    weights_N = weights_SR[mask_SR]
-    log_probs: list[Tensor] = []
-    step = max(1, MAX_LOGITS // len(mllm.bias_V))
-    for start in range(0, len(ids_N), step):
-        part = slice(start, start + step)
-        support = None if support_N is None else support_N[part]
-        sets_N = None if sets is None else (sets[0][mask_SR][part], sets[1])
-        log_probs_N = token_log_probs(mllm, leaf_ND[part], ids_N[part], support, policy, sets_N)
-        log_probs.append(log_probs_N.detach().double())
-        if backward:
-            policy_loss_sum(log_probs_N, weights_N[part]).backward()
-    if backward:
-        assert leaf_ND.grad is not None
+    weights_N = weights_SR[mask_SR] if backward else None
+    sets_N = None if sets is None else (sets[0][mask_SR], sets[1])
+    log_probs_N, grad_ND = head_log_probs(
+        mllm, hidden_SRD.detach()[mask_SR], ids_N, support_N, weights_N, policy.temperature, policy.top_p, sets_N
+    )
+    if grad_ND is not None:
         grad_SRD = torch.zeros_like(hidden_SRD)
-        grad_SRD[mask_SR] = leaf_ND.grad
+        grad_SRD[mask_SR] = grad_ND
         hidden_SRD.backward(grad_SRD)
-    log_probs_SR = torch.zeros(ids_SR.shape, dtype=torch.float64, device=ids_SR.device)
-    return log_probs_SR.masked_scatter(mask_SR, torch.cat(log_probs))
+    return torch.zeros(ids_SR.shape, dtype=torch.float64, device=ids_SR.device).masked_scatter(mask_SR, log_probs_N)
 
 
 def score_shared(
@@ -153,7 +142,7 @@ def score_shared(
             capture = None
             if capture_layer is not None and rows is not None:
                 capture = Capture(capture_layer, [rows[i] for i in chosen.tolist()], layout.image_columns)
-            memory = ResponseMemory([(k[chunk[0]], v[chunk[0]]) for k, v in leaves], capture)
+            memory = ResponseMemory([(k[chunk[0]], v[chunk[0]]) for k, v in leaves], capture, mllm.split)
             positions = mllm.answer_positions(layout, longest)
             hidden_SRD = mllm.run(mllm.embed(_fed(ids_SR, layout)), positions, memory)
             sets = completions.sets_of(chosen, longest)
@@ -187,7 +176,9 @@ def _chunks(lengths_PG: Tensor) -> list[tuple[slice, slice]]:
     if num_answers * longest <= MAX_ROWS:
         step = MAX_ROWS // (num_answers * longest)
         return [(slice(p, p + step), slice(0, num_answers)) for p in range(0, num_pairs, step)]
-    step = max(1, MAX_ROWS // longest)
+    # Parts of about one size: what is held at once is the largest.
+    num_parts = -(-num_answers // max(1, MAX_ROWS // longest))
+    step = -(-num_answers // num_parts)
     return [
         (slice(p, p + 1), slice(g, min(g + step, num_answers)))
         for p in range(num_pairs)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from saga_ray.mllm.head import MAX_LOGITS
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.scorer.wire import (
@@ -121,7 +122,7 @@ def test_answers_in_parts_of_a_group_and_logits_in_slices_change_nothing(
     engine = build_engine(small_run_config(folder, mllm__dtype="float64"))
     whole = engine.score(small_request())
     monkeypatch.setattr("saga_ray.mllm.gradients.MAX_ROWS", 50)
-    monkeypatch.setattr("saga_ray.mllm.gradients.MAX_LOGITS", 7 * 320)
+    monkeypatch.setitem(MAX_LOGITS, "cpu", 7 * 320)
     parts = engine.score(small_request())
     assert relative(parts.token_grads_P2LTD, whole.token_grads_P2LTD) < 1e-12
     assert relative(parts.attention_sum_P2T, whole.attention_sum_P2T) < 1e-12

@@ -111,11 +111,12 @@ def sampling(bench: Bench, found: dict[str, Any]) -> dict[str, Any]:
     work = bench.size.works["paper"]
     short = dataclasses.replace(work, answer=bench.size.short)
     out: dict[str, Any] = {"rows": work.num_pairs * work.group_size}
+    best = best_way(bench, found)
     ways = (
-        ("fused", "graphs", work),
+        (best, "graphs", work),
         ("library", "graphs", work),
         ("library", "loop", short),
-        ("fused", "slots", short),
+        (best, "slots", short),
     )
     for way, sampler, shape in ways:
         name = f"{way} {sampler} {shape.answer} tokens"

@@ -1,7 +1,7 @@
 # Two commands: `make demo` shows saga-ray at work, `make test` checks it. Both set up .venv by themselves.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-sweep demo-folder test test-all lint lock clean
+.PHONY: help setup demo demo-sweep demo-folder test test-all lint lock clean bench-setup
 
 SAGA := .venv/bin/saga-ray
 export RAY_USAGE_STATS_ENABLED ?= 0
@@ -38,6 +38,15 @@ lock: ## Choose versions anew and write requirements.lock
 	@uv=$$(command -v uv || echo .venv/bin/uv); \
 	$$uv pip compile pyproject.toml --extra dev --constraint .ci/constraints.txt --universal --python-version 3.11 \
 		--no-emit-index-url --no-header --no-annotate --quiet --output-file requirements.lock
+
+# TRL beside what .venv holds, torch and transformers among it: equal versions for both, and little to download.
+bench-setup: setup ## TRL in an environment of its own, for `saga-ray bench scorer`
+	@uv=$$(command -v uv || echo .venv/bin/uv); \
+	$$uv venv --quiet --allow-existing --python .venv/bin/python .venv-bench && \
+	.venv/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])' \
+		> "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_paths()["purelib"])')/saga_ray_bench.pth" && \
+	$$uv pip install --quiet --python .venv-bench/bin/python --no-deps trl==1.16.0 accelerate==1.15.0 datasets==5.2.0 \
+		dill==0.4.1 multiprocess==0.70.19 xxhash psutil
 
 clean: ## Remove what runs and tools left behind, but not .venv
 	@rm -rf runs build dist .pytest_cache .ruff_cache .hypothesis

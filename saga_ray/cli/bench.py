@@ -109,3 +109,40 @@ def signals(as_json: bool, quick: bool) -> None:
             f"{name:24} {found['length']:9.2e} {found['noise']:9.2e} {ratio:>12} {found['cosine']:7.3f} "
             f"{found['contributing']:6.2f} {found['tokens_per_answer']:7.1f}"
         )
+
+
+@command.command("scorer")
+@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
+@click.option("--quick", is_flag=True, help="A tiny model: shows that it works, measures nothing of interest.")
+def scorer(as_json: bool, quick: bool) -> None:
+    """Turn pairs into token gradients with the scorer, with its public twin and with TRL, and compare with the products' rate.
+
+    Takes up to 25 minutes. TRL takes part where `make bench-setup` was run; the model is random and is made here.
+    """
+    from saga_ray.bench.scorer import FULL, QUICK, bench_scorer
+
+    with progress() as shown:
+        report = bench_scorer(QUICK if quick else FULL, shown)
+    if as_json:
+        print_json(report)
+    else:
+        _print_scorer(report)
+
+
+def _print_scorer(report: dict[str, Any]) -> None:
+    for name, found in report.items():
+        if name == "machine":
+            continue
+        shape = found["shape"]
+        result(f"{name}: {shape['prompt']} prompt tokens, {shape['group_size']} answers of {shape['answer']}")
+        for label, key in (
+            ("naive / ours", "speedup_vs_naive"),
+            ("TRL / ours", "speedup_vs_trl"),
+            ("gradient / bound", "flop_bound_ratio"),
+            ("memory / naive", "peak_memory_ratio"),
+        ):
+            value = found[key]
+            result(f"  {label:18} " + ("not measured" if value is None else f"{value:8.3f}"))
+        result(f"  {'gradient error':18} {found['gradient_error']:8.1e}")
+        if "absent" in found["trl"]:
+            result(f"  TRL: {found['trl']['absent']}")

@@ -127,8 +127,3 @@ def _rope_types(text: Mapping[str, Any]) -> list[str]:
     found = [part.get("rope_type") or part.get("type") for part in each]
     # An old name for positions of three axes, which are the family's own affair.
     return ["default" if kind == "mrope" else str(kind) for kind in found if kind is not None]
-
-
-def text_positions(positions_3R: Tensor) -> Tensor:
-    """(1, R) or (S, R): the one position that each token has where three axes are equal."""
-    return positions_3R[0] if positions_3R.ndim == 3 else positions_3R[:1]

@@ -25,7 +25,9 @@ from saga_ray.mllm.attention import install
 from saga_ray.mllm.exact import exact_float64
 from saga_ray.mllm.families import Family, family_named, refusal_of
 from saga_ray.mllm.frozen import FrozenMLLM
+from saga_ray.mllm.fused import fuse
 from saga_ray.mllm.prompt import OWN_PROMPT
+from saga_ray.mllm.two_part import can_be_split
 
 HUB_TIMEOUT_S = 10.0
 _ELSEWHERE = "name a local folder with --set mllm.path=DIR, or use --recipe demo"
@@ -169,7 +171,11 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     if dtype == torch.float64:
         exact_float64(model)
     install(model)
-    return FrozenMLLM(model=model, tokenizer=tokenizer, processor=processor, folder=folder)
+    on_gpu = device.type == "cuda" and not spread
+    mllm = FrozenMLLM(model, tokenizer, processor, folder, split=on_gpu and can_be_split(device, dtype))
+    if on_gpu:
+        fuse(mllm, compiled=False)
+    return mllm
 
 
 def load_family(folder: Path) -> Family:

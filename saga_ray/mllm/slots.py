@@ -23,6 +23,13 @@ MOST = 1024
 """Nuclei up to this size are drawn from without a sort of the whole vocabulary; wider ones send a block of steps the slow way."""
 
 
+def fits_slots(mllm: FrozenMLLM) -> bool:
+    """Whether all layers see the whole prompt and lie on one device."""
+    kinds = getattr(mllm.model.config.get_text_config(), "layer_types", None) or ["full_attention"]
+    devices = {parameter.device for parameter in mllm.model.parameters()}
+    return set(kinds) == {"full_attention"} and len(devices) == 1
+
+
 class SlotMemory:
     """Keys and values of pairs in slots: each prefix once, each answer's own behind it.
 
@@ -140,7 +147,7 @@ class SlotSampler:
         most: int = MOST,
     ) -> None:
         self._mllm, self._first_id = mllm, layout.after_ids[-1]
-        self._num_slots, self._group, self._max_new = num_slots, group_size, max_new
+        self.num_slots, self._group, self._max_new = num_slots, group_size, max_new
         self._temperature, self._top_p = temperature, top_p
         self._compiled, self._use_graphs, self._steps, self._bucket, self._most = compiled, graphs, steps, bucket, most
         self._first_position = mllm.answer_positions(layout, 1)[:, :1]
@@ -165,21 +172,21 @@ class SlotSampler:
         uniform = torch.from_numpy(uniform_PGR).to(self._mllm.device)
         out: list[tuple[Tensor, ...]] = [()] * num_pairs
         waiting, running = list(range(num_pairs))[::-1], dict[int, int]()
-        steps_of = [0] * self._num_slots
+        steps_of = [0] * self.num_slots
         slow = False
         while waiting or running:
-            for slot in range(self._num_slots):
+            for slot in range(self.num_slots):
                 if slot not in running and waiting:
                     running[slot] = waiting.pop()
                     self._begin(memory, slot, prefix, running[slot], uniform)
                     steps_of[slot] = 0
-            for slot in set(range(self._num_slots)) - running.keys():
+            for slot in set(range(self.num_slots)) - running.keys():
                 steps_of[slot] = 0
                 memory.length_S[self._rows(slot)] = 0  # idle rows write over their own first place
             furthest = max(steps_of[slot] for slot in running)
             num_steps = min(self._steps, self._max_new - furthest)
             slow = self._run(memory, num_steps, furthest + num_steps, slow)
-            done_P = self._ended_S.view(self._num_slots, group).all(dim=1).tolist()  # the only question to the device
+            done_P = self._ended_S.view(self.num_slots, group).all(dim=1).tolist()  # the only question to the device
             for slot in list(running):
                 steps_of[slot] += num_steps
                 if done_P[slot] or steps_of[slot] == self._max_new:
@@ -196,7 +203,7 @@ class SlotSampler:
         like = prefix.keys_values[0][0]
         if self._memory is None or self._memory.before[0][0].shape[1:] != like.shape[1:]:
             self._graphs.clear()
-            sizes = (self._num_slots, self._group, self._max_new)
+            sizes = (self.num_slots, self._group, self._max_new)
             self._memory = SlotMemory(len(prefix.keys_values), like, *sizes, compiled=self._compiled)
         return self._memory
 
@@ -232,7 +239,7 @@ class SlotSampler:
     def _replay(self, memory: SlotMemory) -> None:
         if not self._use_graphs:
             return self._step(memory)
-        key = (memory.reach, self._num_slots)
+        key = (memory.reach, self.num_slots)
         if key not in self._graphs:
             self._graphs[key] = self._captured(memory)
         return self._graphs[key].replay()

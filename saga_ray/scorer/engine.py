@@ -23,7 +23,7 @@ from saga_ray.mllm.filling import fill_in, given_in
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.gradients import Policy
 from saga_ray.mllm.prompt import Prompt, prompt_texts
-from saga_ray.mllm.sampling import Completions, given, sample, uniform_numbers
+from saga_ray.mllm.sampling import Completions, given, uniform_numbers
 from saga_ray.mllm.template import Template
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.rl.rewards import verdict_rewards
@@ -31,6 +31,7 @@ from saga_ray.scorer.checks import Reads, check_request
 from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged, Reference
 from saga_ray.scorer.judge import Judge
 from saga_ray.scorer.parts import join_requests, origins, split_result
+from saga_ray.scorer.sampler import Sampler
 from saga_ray.scorer.signals import Signal, expected_reward, lesson, sampled_reward
 from saga_ray.scorer.wire import dtype_name
 from saga_ray.types import ImagePair, ScoreRequest, ScoreResult
@@ -61,12 +62,16 @@ class ScoringEngine:
     def __init__(
         self, mllm: FrozenMLLM, prompt: Prompt, config: RunConfig, *, path: Literal["shared", "naive"] = "shared"
     ) -> None:
+        if config.scorer.deterministic:
+            # The two-part attention's backward pass on GPUs adds in no fixed order.
+            mllm = replace(mllm, split=False)
         self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
         self.texts = prompt_texts(prompt, mllm.tokenizer, mllm.family.marks(mllm.tokenizer))
         self.max_new_tokens = min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
         self.template = self._template()
         self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
         self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
+        self._sample = Sampler(mllm, config)
         policy = Policy(config.grpo.temperature, config.grpo.top_p)
         self._differentiate = Differentiator(mllm, policy, path, self.capture_layer, config.grpo.reference_kl)
         self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
@@ -183,10 +188,10 @@ class ScoringEngine:
         uniform = np.concatenate(
             [uniform_numbers(*origin, [pair.number], grpo.group_size, self.max_new_tokens) for origin, pair in keys]
         )
-        policy = {"temperature": grpo.temperature, "top_p": grpo.top_p}
         if self.template is not None:
+            policy = {"temperature": grpo.temperature, "top_p": grpo.top_p}
             return fill_in(self.mllm, layout, prefix, uniform, self.template, **policy)
-        return sample(self.mllm, layout, prefix, uniform, **policy)
+        return self._sample(layout, prefix, uniform)
 
     def _rewards(
         self, request: ScoreRequest, chosen: slice, pairs: Sequence[ImagePair], answers: list[Answer]

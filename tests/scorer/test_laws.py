@@ -128,6 +128,16 @@ def test_answers_in_parts_of_a_group_and_logits_in_slices_change_nothing(
     assert relative(parts.attention_sum_P2T, whole.attention_sum_P2T) < 1e-12
 
 
+def test_slots_and_the_loop_give_one_result(folder: Path) -> None:
+    loop, slots = (
+        build_engine(small_run_config(folder, mllm__dtype="float64", scorer__sampler=way)) for way in ("loop", "slots")
+    )
+    for num_pairs in (3, 6, 2):  # more slots are made, and some stay idle
+        want, got = loop.score(small_request(num_pairs)), slots.score(small_request(num_pairs))
+        assert torch.equal(got.token_ids_PGR, want.token_ids_PGR)
+        assert relative(got.token_grads_P2LTD, want.token_grads_P2LTD) < 1e-12
+
+
 # 2. Batch-invariant
 
 

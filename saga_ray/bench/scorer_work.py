@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDe
 from saga_ray.bench.random_mllm import MLLMShape, random_mllm
 from saga_ray.bench.work_shapes import WorkShape, prompt_texts
 from saga_ray.configure import resolve
+from saga_ray.mllm.answers import Answer
 from saga_ray.mllm.frozen import FrozenMLLM, Layout
 from saga_ray.mllm.gradients import Policy, Scored, naive_score
 from saga_ray.mllm.prompt import Prompt
@@ -21,6 +23,20 @@ from saga_ray.mllm.sampling import Completions
 from saga_ray.rl.grpo import answer_weights, group_advantages
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
+
+
+class RewardedEngine(ScoringEngine):
+    """The scorer with rewards that alternate, since a random model earns none: every pair carries a gradient."""
+
+    def _rewards(
+        self, request: ScoreRequest, chosen: slice, pairs: Sequence[ImagePair], answers: list[Answer]
+    ) -> Tensor:
+        return alternating_rewards(len(pairs), self.config.grpo.group_size)
+
+
+def alternating_rewards(num_pairs: int, group_size: int) -> Tensor:
+    """(P, G) of 0, 1, 0, 1, ..."""
+    return torch.arange(group_size).remainder(2).double().expand(num_pairs, -1)
 
 
 @dataclass(frozen=True)
@@ -37,11 +53,11 @@ class Work:
         return self.engine.mllm
 
     def request(self, number: int) -> ScoreRequest:
-        """The same pairs with the randomness of micro-batch `number`; rewards are given, so that every pair carries a gradient."""
+        """The same pairs with the randomness of micro-batch `number`."""
         pairs = tuple(ImagePair(2 * p, 2 * p + 1, True, p) for p in range(self.shape.num_pairs))
         tokens = VisualTokens(self.tokens_NLTD, self.shape.grid_hw)
         options = ScoreOptions(attention=False)
-        return ScoreRequest(0, number, pairs, tokens, options, rewards_PG=self.rewards_PG)
+        return ScoreRequest(0, number, pairs, tokens, options)
 
     @property
     def layout(self) -> Layout:
@@ -57,12 +73,11 @@ def make_work(mllm_shape: MLLMShape, shape: WorkShape, **overrides: Any) -> Work
     values |= {"grpo.top_p": 1.0, "grpo.reward": "sampled"} | {k.replace("__", "."): v for k, v in overrides.items()}
     texts = prompt_texts(shape, mllm_shape.vocabulary)
     prompt = Prompt("watcher", "bird", {"bill": None}, "same", "structured", texts)
-    engine = ScoringEngine(mllm, prompt, resolve("demo", overrides=values))
+    engine = RewardedEngine(mllm, prompt, resolve("demo", overrides=values))
     generator = torch.Generator().manual_seed(1)
     num_visual = shape.grid_hw[0] * shape.grid_hw[1]
     tokens = torch.randn(2 * shape.num_pairs, mllm.num_levels, num_visual, mllm.width, generator=generator)
-    rewards = torch.arange(shape.group_size).remainder(2).double().expand(shape.num_pairs, -1)
-    work = Work(engine, shape, tokens, rewards)
+    work = Work(engine, shape, tokens, alternating_rewards(shape.num_pairs, shape.group_size))
     layout = work.layout
     lengths = len(layout.before_ids), layout.positions_3C.shape[1]
     assert lengths == (shape.before, shape.prompt), (lengths, shape)

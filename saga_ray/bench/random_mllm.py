@@ -21,6 +21,7 @@ from transformers import (
 
 from saga_ray.mllm.attention import install
 from saga_ray.mllm.frozen import FrozenMLLM
+from saga_ray.mllm.two_part import can_be_split
 
 SPECIAL = ("<|end|>", "<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
 CHAT_TEMPLATE = (
@@ -78,7 +79,8 @@ def random_mllm(shape: MLLMShape, device: torch.device, dtype: torch.dtype, seed
         eos_token_id=[tokenizer.eos_token_id], pad_token_id=tokenizer.pad_token_id
     )
     install(model)
-    return FrozenMLLM(model=model, tokenizer=tokenizer, processor=_processor(tokenizer), folder=Path("random"))
+    split = can_be_split(device, dtype)  # as a loaded one
+    return FrozenMLLM(model, tokenizer, _processor(tokenizer), Path("random"), split=split)
 
 
 def random_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:

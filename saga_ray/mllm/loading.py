@@ -171,9 +171,8 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     if dtype == torch.float64:
         exact_float64(model)
     install(model)
-    on_gpu = device.type == "cuda" and not spread
-    mllm = FrozenMLLM(model, tokenizer, processor, folder, split=on_gpu and can_be_split(device, dtype))
-    if on_gpu:
+    mllm = FrozenMLLM(model, tokenizer, processor, folder, split=not spread and can_be_split(device, dtype))
+    if device.type == "cuda" and not spread:
         fuse(mllm, compiled=False)
     return mllm
 

@@ -67,13 +67,13 @@ class Work:
 def make_work(mllm_shape: MLLMShape, shape: WorkShape, **overrides: Any) -> Work:
     """A new engine on the CPU, float32; equal seeds make equal weights and tokens in any process."""
     mllm = random_mllm(mllm_shape, torch.device("cpu"), torch.float32)
-    # Answers of a random model end anywhere: nobody may end one here.
-    mllm.bias_V[list(mllm.end_ids)] = -torch.inf
     values = {"grpo.group_size": shape.group_size, "grpo.max_new_tokens": shape.answer, "grpo.temperature": 1.0}
     values |= {"grpo.top_p": 1.0, "grpo.reward": "sampled"} | {k.replace("__", "."): v for k, v in overrides.items()}
     texts = prompt_texts(shape, mllm_shape.vocabulary)
     prompt = Prompt("watcher", "bird", {"bill": None}, "same", "structured", texts)
     engine = RewardedEngine(mllm, prompt, resolve("demo", overrides=values))
+    # Answers of a random model end anywhere: nobody may end one here.
+    engine.mllm.bias_V[list(mllm.end_ids)] = -torch.inf
     generator = torch.Generator().manual_seed(1)
     num_visual = shape.grid_hw[0] * shape.grid_hw[1]
     tokens = torch.randn(2 * shape.num_pairs, mllm.num_levels, num_visual, mllm.width, generator=generator)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from saga_ray.bench.flops import gradient_flops
-from saga_ray.bench.scorer import QUICK, _ratios
+from saga_ray.bench.scorer import QUICK, _differing, _ratios
 from saga_ray.bench.scorer_work import Work, completions_of, make_work, naive, naive_generate, ours
 from saga_ray.bench.trl_peer import NoPeer, trl_peer
 
@@ -37,6 +37,10 @@ def test_everybody_writes_answers_of_the_asked_length_and_gradients_agree(work: 
     error = (result.token_grads_P2LTD - scored.token_grads_P2LTD).norm() / scored.token_grads_P2LTD.norm()
     assert error < 1e-5 and scored.token_grads_P2LTD.any()
     assert spent["step"] == pytest.approx(spent["sample"] + spent["gradient"])
+
+
+def test_the_deterministic_mode_writes_the_same_answers_but_for_rounding(work: Work) -> None:
+    assert _differing(QUICK, work.shape, work) < 0.2
 
 
 def test_equal_seeds_make_equal_models_and_tokens(work: Work) -> None:

@@ -184,7 +184,10 @@ class Bench:
         for first in range(0, len(tokens_P2LTD), pairs_at_once):
             tokens = tokens_P2LTD[first : first + pairs_at_once].detach().requires_grad_()
             rows = slice(first * work.group_size, (first + len(tokens)) * work.group_size)
-            part = Completions(*(getattr(completions, f.name)[rows] for f in dataclasses.fields(Completions)))
+            part = Completions(
+                completions.token_ids_SR[rows], completions.support_SR[rows], completions.log_probs_S[rows],
+                completions.ended_S[rows],
+            )  # fmt: skip
             rewards = torch.arange(work.group_size, device=self.device).remainder(2).double().expand(len(tokens), -1)
             weights = answer_weights(group_advantages(rewards).flatten(), part.token_ids_SR >= 0)
             prefix = self.mllm.prefill(tokens, layout, constant)

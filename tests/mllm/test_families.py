@@ -6,7 +6,6 @@ What the tests measure is recorded (`record_property`); `python -m tests.mllm.ca
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -192,8 +191,13 @@ def test_a_pair_does_not_depend_on_what_shares_its_batch(small: Small) -> None:
     total = torch.zeros_like(first.token_grads_P2LTD)
     for row in range(4):  # every answer alone, unpadded
         length = int(completions.num_tokens_S[row])
-        one = Completions(*(getattr(completions, name)[row : row + 1] for name in completions.__dataclass_fields__))
-        one = replace(one, token_ids_SR=one.token_ids_SR[:, :length], support_SR=one.support_SR[:, :length])
+        own = slice(row, row + 1)
+        one = Completions(
+            completions.token_ids_SR[own, :length],
+            completions.support_SR[own, :length],
+            completions.log_probs_S[own],
+            completions.ended_S[own],
+        )
         leaf = tokens[:1].clone().requires_grad_()
         prefix = mllm.prefill(leaf, layout, mllm.constant_prefix(layout))
         weights = weights_SR[row : row + 1, :length]

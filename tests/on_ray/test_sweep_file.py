@@ -143,7 +143,14 @@ def test_a_key_of_the_data_is_searched_only_if_the_fingerprint_does_not_know_it(
         "data.pairs_per_batch": 4, "data.hard_share": 0.1, "data.flip": False, "data.shift_pixels": 0.3,
         "data.max_broken_share": 0.5, "data.hard_from": "taxonomy", "data.mining_images": 1, "data.crop_area": 0.5,
     }  # fmt: skip
-    of_folders = {"data.root", "data.validation_share", "data.image_size", "data.decode", "data.taxonomy"}
+    of_folders = {
+        "data.root",
+        "data.validation_share",
+        "data.image_size",
+        "data.decode",
+        "data.taxonomy",
+        "data.taxonomy_digest",
+    }
     assert {key for key in model_keys() if key.startswith("data.")} == {*changed, *of_folders}
     for key, value in changed.items():
         path = _write(tmp_path, f"space: {{{key}: {{choice: [{json.dumps(value)}]}}}}\n")

@@ -130,7 +130,12 @@ def _rgb(image: Any) -> Any:
     """As training images are read: turned as EXIF says, transparency on white."""
     from PIL import Image, ImageOps
 
-    image = ImageOps.exif_transpose(image)
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow meets a tag of a wrong type with AttributeError, TypeError and others
+        raise ValueError(
+            f"images: damaged EXIF data in {getattr(image, 'filename', '') or 'an image'} ({error}); replace the file"
+        ) from None
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

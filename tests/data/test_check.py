@@ -21,7 +21,16 @@ from saga_ray.data.inspect.duplicates import perceptual_hash
 from saga_ray.data.inspect.scan import examine, scan
 from saga_ray.data.inspect.stats import lines, statistics
 from tests.data.test_shards import AVES, BIRDS, CARS, OTHERS, config_of, prepared
-from tests.data.trees import aircraft_tree, cars_tree, class_folders, cub_tree, inat_tree, picture, tar
+from tests.data.trees import (
+    aircraft_tree,
+    cars_tree,
+    class_folders,
+    cub_tree,
+    inat_tree,
+    jpeg_with_damaged_exif,
+    picture,
+    tar,
+)
 
 
 def silent(done: int, total: int) -> None:
@@ -110,7 +119,7 @@ def huge_png() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + part(b"IHDR", header) + part(b"IDAT", zlib.compress(bytes(2501 * 10_000))) + part(b"IEND", b"")  # fmt: skip
 
 
-@pytest.mark.parametrize("damage", ["cut jpeg", "cut png", "empty", "web page", "bomb", "flipped png", "pdf"])
+@pytest.mark.parametrize("damage", ["cut jpeg", "cut png", "empty", "web page", "bomb", "flipped png", "pdf", "exif"])
 def test_every_kind_of_damage_is_found(damage: str, tmp_path: Path) -> None:
     jpeg, png = picture(tmp_path / "a.jpg", 1).read_bytes(), picture(tmp_path / "a.png", 1).read_bytes()
     place = png.index(b"IDAT") + 20
@@ -122,6 +131,7 @@ def test_every_kind_of_damage_is_found(damage: str, tmp_path: Path) -> None:
         "bomb": huge_png(),
         "flipped png": png[:place] + bytes([png[place] ^ 1]) + png[place + 1 :],
         "pdf": b"%PDF-1.4 " + jpeg,
+        "exif": jpeg_with_damaged_exif(),
     }[damage]
     assert examine(jpeg).broken is None and examine(png).broken is None
     assert examine(content).broken

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from saga_ray.data.files.sources import FolderSource
+from saga_ray.data.pixels.draft import decode_draft
 from saga_ray.data.pixels.images import BrokenImageError, augment, augmentation_keys, decode, open_rgb
-from tests.data.trees import picture
+from tests.data.trees import jpeg_with_damaged_exif, picture
 
 RED, BLUE = (200, 30, 40), (20, 60, 220)
 
@@ -107,6 +108,14 @@ def test_exif_orientation_turns_the_picture_upright(tmp_path, orientation):
     stored.save(tmp_path / "turned.jpg", exif=exif, quality=98, subsampling=0)
     for seen, true in zip(corners(decode(tmp_path / "turned.jpg", 32)), (RED, BLUE), strict=True):
         np.testing.assert_allclose(seen, true, atol=6)
+
+
+def test_damaged_exif_data_is_a_broken_image(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg_with_damaged_exif())
+    for read in (decode, decode_draft):
+        with pytest.raises(BrokenImageError, match=r"a\.jpg: cannot be read as an image \(damaged EXIF data: "):
+            read(path, 16)
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp", ".png"])

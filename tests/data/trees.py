@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
+import struct
 import tarfile
 from pathlib import Path
 
@@ -21,6 +23,20 @@ def picture(path: Path, number: int, size: tuple[int, int] = (40, 30)) -> Path:
     small = np.random.default_rng(number).integers(0, 256, size=(3, 4, 3), dtype=np.uint8)
     Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(path, quality=95)
     return path
+
+
+def jpeg_with_damaged_exif() -> bytes:
+    """A sound picture, to be turned, whose tag `Make` is marked as a fraction: Pillow stumbles when it turns it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker of cameras"
+    out = io.BytesIO()
+    Image.new("RGB", (64, 48), (200, 30, 40)).save(out, "JPEG", exif=exif)
+    content = bytearray(out.getvalue())
+    start = content.index(b"Exif\0\0") + 6
+    order = ">" if content[start : start + 2] == b"MM" else "<"
+    tag = content.index(struct.pack(f"{order}HH", 0x010F, 2), start)
+    content[tag + 2 : tag + 8] = struct.pack(f"{order}HI", 5, 1)
+    return bytes(content)
 
 
 def class_folders(root: Path, num_images: dict[str, int], suffix: str = ".jpg") -> Path:

@@ -14,6 +14,7 @@ from saga_ray.encoder.export import ImageEmbedder, save_encoder
 from saga_ray.encoder.pooler import build_pooler
 from saga_ray.encoder.tower import VisionTower
 from saga_ray.storage import Storage
+from tests.data.trees import jpeg_with_damaged_exif
 from tests.helpers.small_mllm import IMAGE_SIZE, small_mllm_folder
 
 
@@ -95,3 +96,9 @@ def test_what_is_no_list_of_images_is_refused_in_a_sentence(images: object, said
     embedder = ImageEmbedder(torch.nn.Identity(), 32)
     with pytest.raises(ValueError, match=f"^images: .*{said}"):
         embedder(images)
+
+
+def test_an_image_with_damaged_exif_data_is_refused_in_a_sentence(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").write_bytes(jpeg_with_damaged_exif())
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(ValueError, match=r"^images: damaged EXIF data in .*a\.jpg"):  # fmt: skip
+        load_encoder(str(run))([image])

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from saga_ray.data.pixels.images import DAMAGE, MAX_PIXELS, decode
+from saga_ray.data.pixels.images import DAMAGE, MAX_PIXELS, decode, upright
 from saga_ray.types import Dataset, FileSource, ImageTable
 
 
@@ -34,7 +34,7 @@ def decode_draft(path: str | Path | IO[bytes], size: int, cut_bottom: int = 0) -
             image.draft(None, (size, size))
             image.load()
             cut = round(cut_bottom * image.height / full_height)
-            turned = ImageOps.exif_transpose(image).convert("RGB")
+            turned = upright(image).convert("RGB")
             turned = turned.crop((0, 0, turned.width, turned.height - cut)) if cut else turned
             return np.asarray(turned.resize((size, size), Image.Resampling.BICUBIC))
     except (*DAMAGE, Image.DecompressionBombError, Image.DecompressionBombWarning):

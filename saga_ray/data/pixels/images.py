@@ -71,7 +71,7 @@ def open_rgb(path: str | Path | IO[bytes]) -> Image.Image:
             if image.width * image.height > MAX_PIXELS:
                 raise BrokenImageError(path, f"{image.width} x {image.height} is more than {MAX_PIXELS} pixels")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(upright(image))
     except BrokenImageError:
         raise
     except Image.UnidentifiedImageError:
@@ -81,6 +81,18 @@ def open_rgb(path: str | Path | IO[bytes]) -> Image.Image:
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise BrokenImageError(path, reason) from None
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A loaded picture, turned as its EXIF orientation says.
+
+    Raises:
+        ValueError: for EXIF data that cannot be read: which way is up is then not known.
+    """
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception as error:  # Pillow meets a tag of a wrong type with AttributeError, TypeError and others
+        raise ValueError(f"damaged EXIF data: {error or type(error).__name__}") from None
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from saga_ray.data import load_dataset
-from saga_ray.data.files.row_groups import RowGroups
+from saga_ray.data.files.places import absolute
+from saga_ray.data.files.row_groups import RowGroups, forget
 from saga_ray.data.inspect.detect import detect
 from saga_ray.data.pixels.images import BrokenImageError, decode
 from saga_ray.types import Dataset
@@ -63,6 +64,72 @@ def test_splits_that_share_no_class_are_kept(tmp_path: Path) -> None:
     write(tmp_path / "p" / "all.parquet", {"picture": files(tmp_path), "species": labels, "split": splits})
     dataset = read(tmp_path / "p")
     assert dataset.test.class_names == ("heron", "wren") and dataset.train.class_names == ("owl", "robin")
+
+
+def write_split(path: Path, words: list[str | None], column: str = "split") -> None:
+    """Wren, owl, robin and heron, each with the word for its split."""
+    contents = files(path.parent.parent)
+    write(path, {"image": contents, "label": NAMES * 4, column: pa.array(words * 4, pa.string())})
+
+
+@pytest.mark.parametrize("column", ["split", "Split"])
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "TESTING "), ("train", "test")])
+def test_splits_may_be_spelt_otherwise(train: str, test: str, column: str, tmp_path: Path) -> None:
+    write_split(tmp_path / "p" / "a.parquet", [test, train, train, test], column)
+    dataset = read(tmp_path / "p")
+    assert dataset.test.class_names == ("heron", "wren") and dataset.train.class_names == ("owl", "robin")
+
+
+@pytest.mark.parametrize("words", [["Valid", "val"], ["validation", "Dev"]])
+def test_validation_classes_may_be_spelt_otherwise(words: list[str], tmp_path: Path) -> None:
+    contents = files(tmp_path, 24)
+    labels = ["a", "b", "c", "d", "e", "f"] * 4
+    splits = ["train", "train", *words, "test", "test"] * 4
+    write(tmp_path / "p" / "a.parquet", {"image": contents, "label": labels, "split": splits})
+    assert read(tmp_path / "p").validation.class_names == ("c", "d")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["train", "train", "exam", "exam"], "'exam' in the split column is no split; write train, validation or test"),
+        (["train", "train", "test", None], "4 of 16 images have no word in the split column"),
+    ],
+)
+def test_splits_that_are_not_understood_are_refused(words: list[str | None], said: str, tmp_path: Path) -> None:
+    write_split(tmp_path / "p" / "a.parquet", words)
+    with pytest.raises(ValueError) as caught:
+        read(tmp_path / "p")
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_split_column_without_any_word_says_nothing(tmp_path: Path) -> None:
+    write_split(tmp_path / "p" / "a.parquet", [None] * 4)
+    assert read(tmp_path / "p").test.class_names == ("robin", "wren")
+
+
+def test_splits_that_cannot_be_kept_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_split(tmp_path / "p" / "a.parquet", ["train", "train", "train", "test"])
+    read(tmp_path / "p")
+    assert "its splits are not kept: train and test need two classes each" in caplog.text
+
+
+def test_files_may_be_read_from_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "p" / "a.parquet", {"image": files(tmp_path), "label": NAMES * 4})
+    prepared(read(tmp_path / "p"), tmp_path / "shards")
+    monkeypatch.chdir(tmp_path)
+    roots = ("p", "p/a.parquet", "shards")
+    relative = [read(Path(root)) for root in roots]
+    whole = [read(tmp_path / root) for root in roots]
+    monkeypatch.chdir("/")
+    forget()
+    for one, other in zip(relative, whole, strict=True):
+        assert one.fingerprint == other.fingerprint and one.test.source.root == other.test.source.root
+        same_tables(one.test, other.test)
+
+
+def test_addresses_are_left_as_they_are() -> None:
+    assert absolute("s3://bucket/birds") == "s3://bucket/birds"
 
 
 def test_one_file_is_read_as_a_folder_that_holds_it_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,6 +192,11 @@ def test_files_that_are_none_or_of_another_kind_are_named(tmp_path: Path) -> Non
     write(tmp_path / "p" / "a.parquet", {"image": files(tmp_path), "label": [i % 4 for i in range(16)]})
     write(tmp_path / "p" / "b.parquet", {"image": files(tmp_path)})
     with pytest.raises(ValueError, match=r"b\.parquet: has no column 'label'"):
+        read(tmp_path / "p")
+    write(tmp_path / "p" / "b.parquet", {"image": files(tmp_path), "label": NAMES * 4})
+    with pytest.raises(
+        ValueError, match=r"b\.parquet: column 'label' holds words, but that of a\.parquet numbers; keep"
+    ):
         read(tmp_path / "p")
     (tmp_path / "p" / "b.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(ValueError, match=r"b\.parquet: cannot be read as Parquet"):

@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saga_ray.config import DataConfig
+from saga_ray.data.files.columns import SPLIT_WORDS, Columns, check_same, columns_of, split_word
 from saga_ray.data.files.fingerprint import Listed, dataset_fingerprint
-from saga_ray.data.files.places import Place, without_password
+from saga_ray.data.files.places import Place, absolute, without_password
 from saga_ray.data.files.row_groups import ParquetSource, forget, image_bytes, opened, read_group
 from saga_ray.data.files.tree import Found, check_classes
 from saga_ray.data.pixels.images import EXTENSIONS
@@ -37,16 +37,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LARGE_GROUP_BYTES = 16 * 2**20
-_IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content")
-_CLASS_NAMES = ("class_name", "label", "labels", "class", "target", "category", "species", "fine_label", "name")
-_ID_NAMES = ("image_id", "id", "file_name", "filename", "path")
-_SPLIT_WORDS = {
-    "train": "train",
-    "validation": "validation",
-    "valid": "validation",
-    "val": "validation",
-    "test": "test",
-}
 
 
 def parquet_files(root: str) -> tuple[str, list[str]]:
@@ -80,61 +70,6 @@ def _holds_image_folders(root: str) -> bool:
     return any(path.name.lower().endswith(EXTENSIONS) for path in itertools.islice(inside, 10_000))
 
 
-@dataclass(frozen=True)
-class _Columns:
-    image: str
-    label: str
-    image_id: str | None
-    split: str | None
-    class_names: list[str] | None
-    """Of numbered classes, where the file names them."""
-
-
-def _columns(schema: pa.Schema, where: str) -> _Columns:
-    import pyarrow as pa
-
-    def is_image(kind: pa.DataType) -> bool:
-        if pa.types.is_struct(kind):
-            return any(field.name == "bytes" for field in kind)
-        return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-    def is_text(kind: pa.DataType) -> bool:
-        if pa.types.is_dictionary(kind):
-            kind = kind.value_type
-        return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-    kinds = {field.name: field.type for field in schema}
-    images = [name for name, kind in kinds.items() if is_image(kind)]
-    special = {*images, *_ID_NAMES, "split"}
-    labels = [n for n, k in kinds.items() if n not in special and (is_text(k) or pa.types.is_integer(k))]
-    image = _chosen(images, _IMAGE_NAMES, f"{where}: image column", list(kinds), "of image bytes", "image")
-    label = _chosen(labels, _CLASS_NAMES, f"{where}: class column", list(kinds), "of words or numbers", "label")
-    image_id = next((name for name in _ID_NAMES if name in kinds and name != label), None)
-    split = "split" if "split" in kinds and is_text(kinds["split"]) else None
-    return _Columns(image, label, image_id, split, _hub_names(schema, label))
-
-
-def _chosen(found: list[str], usual: Sequence[str], what: str, all_names: list[str], kind: str, name: str) -> str:
-    for candidate in usual:
-        if candidate in found:
-            return candidate
-    if len(found) == 1:
-        return found[0]
-    seen = "no column" if not found else f"several columns ({', '.join(found)})"
-    raise ValueError(
-        f"data.root: {what}: {seen} {kind} among {', '.join(all_names)}; name the one that is meant '{name}'"
-    )
-
-
-def _hub_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """Names of a ClassLabel feature, as the `datasets` library writes them into the file."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError, ValueError):
-        return None
-
-
 @dataclass
 class _Image:
     label: Any
@@ -149,15 +84,19 @@ def parquet_dataset(data: DataConfig) -> Dataset:
     """Read a Parquet file or a folder of them (module's head); every image's bytes are read once, for the fingerprint.
 
     Raises:
-        ValueError: for files that cannot be read, columns that are missing or could be several, and classes that are too few
+        ValueError: for files that cannot be read, columns that are missing or could be several, a split column with
+            unknown words or none in some rows, and classes that are too few
             or too small to be split.
     """
     assert data.root is not None
     forget()
     root, files = parquet_files(data.root)
-    columns = _columns(opened(root, files[0]).schema_arrow, f"{without_password(root)}/{files[0]}")
+    root = absolute(root)
+    columns = columns_of(opened(root, files[0]).schema_arrow, f"{without_password(root)}/{files[0]}")
     images = list(_images(root, files, columns))
     _check_any_image(images, root)
+    if columns.split:
+        _check_split_column(images, root)
     _advise(images, root)
     of_class: dict[str, list[_Image]] = {}
     for image in sorted(images, key=lambda image: image.label):
@@ -170,21 +109,15 @@ def parquet_dataset(data: DataConfig) -> Dataset:
     return Dataset("folder", **tables, fingerprint=dataset_fingerprint(listed, data.image_size))
 
 
-def _images(root: str, files: list[str], columns: _Columns) -> Iterator[_Image]:
+def _images(root: str, files: list[str], columns: Columns) -> Iterator[_Image]:
     unlabelled = 0
     for number, file in enumerate(files):
         parquet = opened(root, file)
-        wanted = [name for name in (columns.image, columns.label, columns.image_id, columns.split) if name]
-        missing = [name for name in wanted if name not in parquet.schema_arrow.names]
-        if missing:
-            raise ValueError(
-                f"data.root: {without_password(root)}/{file}: has no column '{missing[0]}', which {files[0]} has; keep files of one kind in the folder"
-            )
-        of_file = next(
-            (s for word, s in _SPLIT_WORDS.items() if _stem(file).startswith((f"{word}-", f"{word}."))), None
-        )
+        where = f"{without_password(root)}/{file}"
+        check_same(parquet.schema_arrow, columns, opened(root, files[0]).schema_arrow, where, files[0])
+        of_file = next((s for word, s in SPLIT_WORDS.items() if _stem(file).startswith((f"{word}-", f"{word}."))), None)
         for group in range(parquet.num_row_groups):
-            table = read_group(root, file, group, wanted)
+            table = read_group(root, file, group, columns.wanted)
             contents = image_bytes(table[columns.image])
             labels = table[columns.label].to_pylist()
             splits = table[columns.split].to_pylist() if columns.split else [of_file] * len(labels)
@@ -193,7 +126,7 @@ def _images(root: str, files: list[str], columns: _Columns) -> Iterator[_Image]:
                 if label is None or label == -1:  # the hub's mark of a test image without class
                     unlabelled += 1
                     continue
-                split = _SPLIT_WORDS.get(splits[row]) if splits[row] else None
+                split = split_word(splits[row], where)
                 digest = hashlib.sha256(content).digest()
                 yield _Image(label, split, ids[row], (number, group, row), len(content), digest)
     if unlabelled:
@@ -204,7 +137,7 @@ def _stem(file: str) -> str:
     return file.rpartition("/")[2].lower()
 
 
-def _ids(table: pa.Table, columns: _Columns, file: str, group: int) -> list[str]:
+def _ids(table: pa.Table, columns: Columns, file: str, group: int) -> list[str]:
     """Names from the id column or the struct's path, with the file and row where they are missing."""
     import pyarrow as pa
 
@@ -228,6 +161,15 @@ def _check_any_image(images: list[_Image], root: str) -> None:
         )
 
 
+def _check_split_column(images: list[_Image], root: str) -> None:
+    named = sum(image.split is not None for image in images)
+    if 0 < named < len(images):
+        raise ValueError(
+            f"data.root: {without_password(root)}: {len(images) - named:,} of {len(images):,} images have no word in the split column; "
+            f"fill it in all rows, or remove the column"
+        )
+
+
 def _advise(images: list[_Image], root: str) -> None:
     """Say what large row groups cost: one of them is read for every image that is not in memory."""
     num_bytes: Counter[tuple[int, int]] = Counter()
@@ -241,7 +183,7 @@ def _advise(images: list[_Image], root: str) -> None:
         )
 
 
-def _class_name(label: Any, columns: _Columns, root: str) -> str:
+def _class_name(label: Any, columns: Columns, root: str) -> str:
     if columns.class_names is None or isinstance(label, str):
         return str(label)
     if not 0 <= label < len(columns.class_names):
@@ -260,10 +202,13 @@ def _split(of_class: dict[str, list[_Image]], data: DataConfig) -> dict[str, lis
     ):
         train, validation, test = given["train"], given["validation"], given["test"]
     else:
-        if any(len(found) > 1 for found in splits_of.values()):
+        if len(set().union(*splits_of.values())) > 1:
             logger.warning(
-                "%s: its splits share classes; all images are pooled and split by class",
+                "%s: its splits are not kept: %s; all images are pooled and split by class",
                 without_password(str(data.root)),
+                "they share classes"
+                if any(len(found) > 1 for found in splits_of.values())
+                else "train and test need two classes each, and every file a split",
             )
         order = list(of_class)
         train, validation, test = order[: first_half(len(order))], [], order[first_half(len(order)) :]
@@ -274,7 +219,7 @@ def _split(of_class: dict[str, list[_Image]], data: DataConfig) -> dict[str, lis
 
 
 def _table(
-    root: str, files: list[str], columns: _Columns, of_class: dict[str, list[_Image]]
+    root: str, files: list[str], columns: Columns, of_class: dict[str, list[_Image]]
 ) -> tuple[ImageTable, ImageTable]:
     images = [image for found in of_class.values() for image in found]
     ids = tuple(image.image_id for image in images)

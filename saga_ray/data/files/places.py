@@ -29,6 +29,11 @@ def without_password(root: str) -> str:
     return re.sub(r"://[^/@]*@", "://***@", root)
 
 
+def absolute(root: str) -> str:
+    """A path as processes with another working directory can use it; addresses as they are."""
+    return root if is_address(root) else str(Path(root).expanduser().resolve())
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder; names below it are relative, with '/'."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saga_ray.data.files.fingerprint import Listed, dataset_fingerprint
-from saga_ray.data.files.places import Place, without_password
+from saga_ray.data.files.places import Place, absolute, without_password
 from saga_ray.data.files.sources import decode_rows
 from saga_ray.data.shards.manifest import ShardManifest, damaged_shard, read_index, read_manifest
 from saga_ray.data.splits import SPLITS
@@ -120,7 +120,7 @@ def prepared_dataset(config: RunConfig) -> Dataset:
         if found != shard.bytes:
             why = "it is missing" if found is None else f"it has {found:,} bytes instead of {shard.bytes:,}"
             raise damaged_shard(place.shown, shard.file, why)
-    listed, tables = tables_of(index, manifest, config.data.root)
+    listed, tables = tables_of(index, manifest, absolute(config.data.root))
     return Dataset(
         manifest.dataset,
         **tables,

@@ -99,6 +99,38 @@ def test_archives_are_known_by_their_names(name: str, dataset: str, tmp_path: Pa
         assert detect(str(tmp_path)).dataset == dataset
 
 
+@pytest.mark.parametrize(
+    ("name", "dataset"),
+    [
+        ("cartoons.zip", "folder"), ("cards.tar", "folder"), ("Stanford_Online_Products.zip", "folder"), ("cubism.zip", "folder"),
+        ("stanford-cars.zip", "cars"), ("CARS196.zip", "cars"), ("CUB_200_2011 (1).tgz", "cub"), ("FGVC-Aircraft-2013b.tar", "aircraft"),
+    ],
+)  # fmt: skip
+def test_archives_that_only_begin_alike_are_others(name: str, dataset: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"")
+    assert detect(str(tmp_path / name)).dataset == dataset
+
+
+def test_folders_that_share_some_marks_with_a_benchmark_are_others(tmp_path: Path) -> None:
+    class_folders(tmp_path / "named", {name: 2 for name in "abcd"})
+    (tmp_path / "named" / "names.csv").write_text("a\n")
+    class_folders(tmp_path / "mine" / "images", {name: 2 for name in "abcd"})
+    (tmp_path / "mine" / "classes.txt").write_text("1 a\n")
+    class_folders(tmp_path / "both", {"car_ims": 2, "trucks": 2})
+    for root in ("named", "mine", "both"):
+        found = detect(str(tmp_path / root))
+        assert (found.dataset, found.missing) == ("folder", ())
+    assert load_dataset(config_of("folder", tmp_path / "named")).test.class_names == ("c", "d")
+
+
+@pytest.mark.parametrize(("layout", "gone"), [("one list", "cars_annos.mat"), ("kaggle", "names.csv")])
+def test_half_a_layout_is_named_where_it_can_be_no_other(layout: str, gone: str, tmp_path: Path) -> None:
+    cars_tree(tmp_path, layout, CARS)
+    (tmp_path / gone).unlink()
+    found = detect(str(tmp_path))
+    assert (found.dataset, found.missing) == ("cars", (gone,))
+
+
 def test_what_is_no_data_set_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes").mkdir()

@@ -27,6 +27,8 @@ class Layout:
     """All of them are in the root."""
     parents: tuple[str, ...] = ()
     """Sub-folders that archives make: the root may be one of them, where its parent was named."""
+    telling: tuple[str, ...] = ()
+    """Marks that other sets do not have."""
 
     def roots(self, folder: Path) -> tuple[Path, ...]:
         """Where the root may be, when `folder` was named."""
@@ -41,20 +43,29 @@ class Layout:
         return tuple(mark for mark in self.marks if not (root / mark).exists())
 
 
-CUB = Layout("CUB_200_2011", ("images.txt", "image_class_labels.txt", "classes.txt", "images"), ("CUB_200_2011",))
+CUB = Layout(
+    "CUB_200_2011",
+    ("images.txt", "image_class_labels.txt", "classes.txt", "images"),
+    ("CUB_200_2011",),
+    ("image_class_labels.txt",),
+)
 AIRCRAFT = Layout(
     "fgvc-aircraft-2013b",
     ("images", "images_variant_trainval.txt", "images_variant_test.txt"),
     ("data", "fgvc-aircraft-2013b/data"),
+    ("images_variant_trainval.txt", "images_variant_test.txt"),
 )
 _CARS_PARENTS = ("stanford_cars", "cars196", "CARS196", "cars")
-CARS_ONE_LIST = Layout("cars_annos.mat and car_ims", ("cars_annos.mat", "car_ims"), _CARS_PARENTS)
+CARS_ONE_LIST = Layout(
+    "cars_annos.mat and car_ims", ("cars_annos.mat", "car_ims"), _CARS_PARENTS, ("cars_annos.mat", "car_ims")
+)
 CARS_DEVKIT = Layout(
     "devkit, cars_train and cars_test",
     ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train"),
     _CARS_PARENTS,
+    ("devkit/cars_meta.mat", "devkit/cars_train_annos.mat", "cars_train"),
 )
-CARS_KAGGLE = Layout("the Kaggle copy", ("names.csv", "car_data"), _CARS_PARENTS)
+CARS_KAGGLE = Layout("the Kaggle copy", ("names.csv", "car_data"), _CARS_PARENTS, ("car_data",))
 
 LAYOUTS: dict[str, tuple[Layout, ...]] = {
     "cub": (CUB,),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +15,14 @@ from saga_ray.data.files.places import Place, is_address
 from saga_ray.data.pixels.images import EXTENSIONS
 from saga_ray.data.shards.manifest import is_prepared, read_manifest
 
-_OTHER_NAMES = {"cub": "cub", "fgvc-aircraft": "aircraft", "car": "cars", "stanford": "cars"}
-"""How copies of archives are called besides: beginnings of their names. A reader takes any archive that is named itself."""
+_OTHER_NAMES = {
+    **{name: "cub" for name in ("cub200", "cub_200", "cub2002011", "cub200_2011", "cub_200_2011")},
+    **{name: "aircraft" for name in ("fgvc_aircraft", "fgvc_aircraft_2013b")},
+    **{name: "cars" for name in ("cars196", "cars_196", "stanford_cars", "stanford_car_dataset_by_classes_folder")},
+}
+"""How copies of archives are called besides, in small letters and with `_` for `-`. A reader takes any archive that is named itself."""
+_COPY_NUMBER = re.compile(r"[ _-]*\(\d+\)$")
+"""What a browser adds to the name of a file that it fetched before."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,8 @@ class Detected:
 def detect(root: str) -> Detected:
     """Name the data set in a folder, or in the archive's folder below it.
 
-    A layout of which at least half of the marks are there is named too, with what is missing.
+    A layout of which most marks are there is named too, with what is missing; one of which half are there, only if another
+    set would not have them, and if there are no folders of classes.
 
     Raises:
         ValueError: for a folder that does not exist, is empty, or holds nothing that is known.
@@ -54,10 +63,17 @@ def detect(root: str) -> Detected:
         return _archive(path)
     if not any(not name.startswith(".") for name in _names(path)):
         raise ValueError(f"{root}: is empty; name the folder of a data set")
-    found = _best_layout(path)
+    found = _best_layout(path, half=False)
     if found is not None and not found.missing:
         return found
-    for other in (_inat(path), found, _archives(path), _folder(path)):
+    for other in (
+        _inat(path),
+        found,
+        _archives(path),
+        _folder(path, least=2),
+        _best_layout(path, half=True),
+        _folder(path, least=1),
+    ):
         if other is not None:
             return other
     raise ValueError(
@@ -76,8 +92,8 @@ def _names(path: Path) -> list[str]:
 def _archive(path: Path) -> Detected:
     if not is_archive(path):
         raise ValueError(f"{path}: is a file and no archive of a data set; name the folder of a data set")
-    lower = path.name.lower()
-    other = next((name for start, name in _OTHER_NAMES.items() if lower.startswith(start)), None)
+    stem = _COPY_NUMBER.sub("", archive_stem(path)).lower().replace("-", "_").replace(" ", "_")
+    other = _OTHER_NAMES.get(stem)
     return _of_owner(path) or (
         Detected(other, f"the archive {path.name}") if other else Detected("folder", "an archive")
     )
@@ -94,13 +110,14 @@ def _of_owner(archive: Path) -> Detected | None:
     return Detected(name, f"the owner's archive {archive.name}") if name else None
 
 
-def _best_layout(path: Path) -> Detected | None:
-    """The layout with the fewest marks missing, if at least half of them are there."""
+def _best_layout(path: Path, half: bool) -> Detected | None:
+    """The layout with the fewest marks missing, if most of them are there, or half of them and a telling one."""
     found = []
     for dataset, layouts in LAYOUTS.items():
         for layout in layouts:
             for missing in map(layout.missing, layout.roots(path)):
-                if 2 * len(missing) <= len(layout.marks):
+                told = half and not set(layout.telling) <= set(missing)
+                if 2 * len(missing) < len(layout.marks) + told:
                     found.append(Detected(dataset, layout.name, missing))
     return min(found, key=lambda one: len(one.missing), default=None)
 
@@ -116,14 +133,19 @@ def _inat(path: Path) -> Detected | None:
     return None
 
 
-def _folder(path: Path) -> Detected | None:
-    """Folders of images: DIR/<class>/<image>, or DIR/<split>/<class>/<image>."""
+def _folder(path: Path, least: int) -> Detected | None:
+    """At least so many folders of images: DIR/<class>/<image>, or DIR/<split>/<class>/<image>."""
     for depth, layout in ((1, "<class>/<image>"), (2, "<split>/<class>/<image>")):
         folders = [path]
         for _ in range(depth):
             folders = [Path(e.path) for folder in folders for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]  # fmt: skip
-        if any(name.lower().endswith(EXTENSIONS) for folder in folders for name in _names(folder)):
+        with_images = (folder for folder in folders if _holds_images(folder))
+        if len(list(itertools.islice(with_images, least))) == least:
             return Detected("folder", layout)
-    if any(name.lower().endswith(EXTENSIONS) for name in _names(path)):
+    if least == 1 and _holds_images(path):
         return Detected("folder", "images without class folders")
     return None
+
+
+def _holds_images(folder: Path) -> bool:
+    return any(name.lower().endswith(EXTENSIONS) for name in _names(folder))

@@ -139,8 +139,9 @@ def prepare_(root: str, out: str, dataset: str | None, assignments: tuple[str, .
         )
         say(f"{out} was finished before, in {num_there} shards{without_effect}.")
     result(f"{found.name} {found.fingerprint} {out}")
-    partial = ("--set", "data.verify_counts=false") if found.partial else ()
-    say(f"Train with: {shell_quoted('saga-ray', 'train', name, '--data-root', out, *partial)}")
+    say(
+        f"Train with: {shell_quoted('saga-ray', 'train', name, '--data-root', out, *_data_keys(assignments, found.partial))}"
+    )
 
 
 @command.command("stats")
@@ -196,6 +197,9 @@ def show(
     result(
         f"fingerprint {dataset.fingerprint}" + (" (partial: counts differ from the owner's)" if dataset.partial else "")
     )
+    if out is not None and not dataset.split(split).class_names:
+        others = ", ".join(name for name in SPLITS if dataset.split(name).class_names)
+        raise ValueError(f"--split {split}: '{dataset.name}' has no classes there to draw; choose one of {others}")
     if picture is not None:
         from saga_ray.data.inspect.contact_sheet import write_contact_sheet
 
@@ -233,6 +237,15 @@ def _told_or_detected(root: str, dataset: str | None) -> str:
 
 def _config(name: str, root: str, assignments: Any) -> RunConfig:
     return configuration(name, recipe="demo", assignments=assignments, shortcuts={"data.root": root})
+
+
+def _data_keys(assignments: tuple[str, ...], partial: bool) -> list[str]:
+    """The `--set` words without which a run would not have the data that was prepared with these assignments."""
+    values = {key.strip(): value for key, _, value in (text.partition("=") for text in assignments)}
+    kept = {key: value for key, value in values.items() if key.startswith("data.") and key != "data.root"}
+    if partial:
+        kept.setdefault("data.verify_counts", "false")
+    return [word for key, value in kept.items() for word in ("--set", f"{key}={value}")]
 
 
 def _lenient_config(name: str, root: str, assignments: Any) -> RunConfig:

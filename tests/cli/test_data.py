@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -82,6 +83,27 @@ def test_unfinished_shards_say_how_to_go_on(type_: Type, pictures: Path) -> None
     for verb in ("check", "stats", "show"):
         said = type_("data", verb, "./shards")
         assert said.code == 2 and "not finished" in said.last_line and "data prepare" in said.last_line
+
+
+def test_the_command_that_follows_has_the_keys_that_made_the_shards(type_: Type, pictures: Path) -> None:
+    keys = ("--set", "data.validation_share=0.5", "--set", "grpo.group_size=2")
+    said = type_("data", "prepare", str(pictures), "--out", "shards", *keys)
+    assert said.code == 0, said.err
+    assert (
+        said.err.splitlines()[-1]
+        == "Train with: saga-ray train folder --data-root shards --set data.validation_share=0.5"
+    )
+    assert type_("data", "show", "folder", "--data-root", "shards", "--set", "data.validation_share=0.5").code == 0
+
+
+def test_a_split_without_classes_is_not_drawn(type_: Type, pictures: Path) -> None:
+    for name in ("class4", "class5", "class6", "class7"):
+        shutil.rmtree(pictures / name)
+    said = type_("data", "show", f"./{pictures.name}", "--out", "sheets", "--split", "validation")
+    assert said.code == 2 and said.last_line.endswith(
+        "--split validation: 'folder' has no classes there to draw; choose one of train, test"
+    )
+    assert not Path("sheets").exists()
 
 
 def test_scores_from_shards_are_equal(type_: Type, pictures: Path) -> None:

@@ -4,6 +4,12 @@ from __future__ import annotations
 
 SPLITS = ("train", "validation", "test")
 """The tables of every data set, in this order."""
+SPLIT_WORDS = {
+    **{word: "train" for word in ("train", "training")},
+    **{word: "validation" for word in ("validation", "valid", "val", "dev")},
+    **{word: "test" for word in ("test", "testing")},
+}
+"""How folders, files and rows call a split, in small letters."""
 
 
 def carve_validation(num_classes: int, share: float) -> tuple[list[int], list[int]]:

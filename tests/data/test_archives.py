@@ -20,6 +20,7 @@ from saga_ray.data.benchmarks.inat import inat_dataset
 from saga_ray.data.files import archives
 from saga_ray.data.files.archives import MARKER, unpacked
 from saga_ray.data.files.folder import folder_dataset
+from saga_ray.data.inspect.detect import detect
 from tests.data.trees import (
     AIRCRAFT,
     AVES,
@@ -120,6 +121,22 @@ def test_a_folder_of_classes_may_be_an_archive(tmp_path):
     assert folder_dataset(partial(tmp_path / "pictures.tar.gz")).fingerprint == expected.fingerprint
 
 
+@pytest.mark.parametrize("inner", ["pictures", ""])
+def test_a_zip_made_on_macos_is_read_without_its_additions(tmp_path, inner):
+    pictures = class_folders(tmp_path / "pictures", {name: 2 for name in "abcdef"})
+    expected = folder_dataset(partial(pictures))
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as out:
+        for path in pictures.rglob("*.jpg"):
+            name = Path(inner, path.relative_to(pictures))
+            out.write(path, str(name))
+            out.writestr(str(Path("__MACOSX", name.parent, f"._{name.name}")), b"\0\5\x16\7")
+        out.writestr(".DS_Store", b"\0")
+    assert folder_dataset(partial(tmp_path / "z.zip")).fingerprint == expected.fingerprint
+    tree = tmp_path / "z.unpacked"
+    assert (tree / "__MACOSX").is_dir() and detect(str(tree)).dataset == "folder"
+    assert folder_dataset(partial(tree)).fingerprint == expected.fingerprint
+
+
 def test_other_archives_in_the_folder_are_left_alone(tmp_path):
     (tmp_path / "holiday.zip").write_bytes(b"not even a zip")
     with pytest.raises(ValueError, match="is not CUB-200-2011"):
@@ -193,6 +210,16 @@ def test_where_the_folder_cannot_be_written_the_cache_is_used(tmp_path, monkeypa
     folder = unpacked([archive])
     assert folder.parent == tmp_path / "cache" / "saga-ray" and (folder / "1.txt").is_file()
     assert unpacked([archive]) == folder
+
+
+def test_a_tree_beside_the_archive_is_used_where_its_folder_can_no_longer_be_written(tmp_path, monkeypatch):
+    archive = tar_of(tmp_path / "a.tgz", member("1.txt"))
+    beside = unpacked([archive])
+    monkeypatch.setattr(archives.os, "access", lambda path, mode: False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert unpacked([archive]) == beside and not (tmp_path / "cache").exists()
+    os.utime(archive, ns=(1, 1))  # another archive than the one that was unpacked
+    assert unpacked([archive]) != beside
 
 
 # What is refused

@@ -70,6 +70,17 @@ def test_given_splits_are_kept(tmp_path):
     assert folder_dataset(small_config(tmp_path)).validation.class_names == ("b",)
 
 
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation", "dev"])
+def test_given_splits_may_be_spelt_otherwise(tmp_path, validation):
+    for split, names in {"Train": "abc", validation: "xy", "test": "pq"}.items():
+        class_folders(tmp_path / split, {name: 2 for name in names})
+    dataset = folder_dataset(small_config(tmp_path))
+    assert dataset.validation.class_names == ("x", "y") and dataset.train.class_names == ("a", "b", "c")
+    assert dataset.validation.image_ids[0] == f"{validation}/x/0.jpg"
+    class_folders(tmp_path / "testing", {"r": 2})
+    assert "test and testing both name the test split" in refusal(tmp_path)
+
+
 def test_classes_that_are_called_train_and_test_are_classes_if_they_hold_images(tmp_path):
     class_folders(tmp_path, {"train": 2, "test": 2, "car": 2, "bus": 2})
     assert folder_dataset(small_config(tmp_path)).test.class_names == ("test", "train")

@@ -68,7 +68,7 @@ def archives_in(folder: Path, stems: Sequence[str]) -> list[Path]:
 def unpacked(archives: Sequence[Path]) -> Path:
     """The folder of what is in one archive, or in several of one folder together; unpacks what was not unpacked yet.
 
-    The tree lies beside the archive (`CUB_200_2011.tgz` becomes `CUB_200_2011.unpacked/`), or, where that folder cannot be
+    The tree lies beside the archive (`CUB_200_2011.tgz` becomes `CUB_200_2011.unpacked/`), or, where it is not there and cannot be
     written, in `$XDG_CACHE_HOME/saga-ray` (`~/.cache/saga-ray`), which other machines do not see. `LOOSE_FILES` beside the
     archives join it.
 
@@ -89,6 +89,10 @@ def _unpacked(archives: Sequence[Path]) -> Path:
     identity = [{"name": p.name, "bytes": p.stat().st_size, "modified_ns": p.stat().st_mtime_ns} for p in sources]
     name = "+".join(map(archive_stem, archives)) + ".unpacked"
     if not os.access(parent, os.W_OK):
+        if (
+            _identity(parent / name) == identity
+        ):  # somebody who may write here unpacked it, or the folder was locked since
+            return parent / name
         key = hashlib.sha256(json.dumps([str(parent), identity]).encode()).hexdigest()[:12]
         parent, name = _cache_folder(), f"{name}-{key}"
     target = parent / name

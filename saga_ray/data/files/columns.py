@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from saga_ray.data.splits import SPLITS
+from saga_ray.data.splits import SPLIT_WORDS, SPLITS
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -15,12 +15,6 @@ if TYPE_CHECKING:
 _IMAGE_NAMES = ("image", "img", "jpg", "jpeg", "png", "webp", "image_bytes", "bytes", "content")
 _CLASS_NAMES = ("class_name", "label", "labels", "class", "target", "category", "species", "fine_label", "name")
 _ID_NAMES = ("image_id", "id", "file_name", "filename", "path")
-SPLIT_WORDS = {
-    **{word: "train" for word in ("train", "training")},
-    **{word: "validation" for word in ("validation", "valid", "val", "dev")},
-    **{word: "test" for word in ("test", "testing")},
-}
-"""How files and rows call a split, in small letters."""
 
 
 @dataclass(frozen=True)

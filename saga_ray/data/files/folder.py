@@ -1,4 +1,4 @@
-"""Any folder of `DIR/<class>/<image>`, or `DIR/{train,validation,test}/<class>/<image>` where the split is given."""
+"""Any folder of `DIR/<class>/<image>`, or `DIR/{train,validation,test}/<class>/<image>` where the split is given (or `val`, `Test`...)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saga_ray.config import DataConfig
 from saga_ray.data.files.tree import Found, check_classes, image_files, list_folder, root_folder, split_dataset
-from saga_ray.data.splits import first_half
+from saga_ray.data.splits import SPLIT_WORDS, SPLITS, first_half
 from saga_ray.types import Dataset
 
 logger = logging.getLogger(__name__)
@@ -26,9 +26,8 @@ def folder_dataset(data: DataConfig) -> Dataset:
     """
     root = _inner(root_folder(data.root))
     folders = [entry.name for entry in list_folder(root) if entry.is_dir()]
-    if {"train", "test"} <= set(folders) <= {"train", "validation", "test"} and not any(
-        image_files(root / name) for name in folders
-    ):
+    splits = {SPLIT_WORDS.get(name.lower()) for name in folders}
+    if {"train", "test"} <= splits <= set(SPLITS) and not any(image_files(root / name) for name in folders):
         return _given_splits(root, folders, data)
     found = Found("folder", root, _classes(root, ""))
     _check_any_image(found)
@@ -47,6 +46,14 @@ def _inner(root: Path) -> Path:
 
 
 def _given_splits(root: Path, folders: list[str], data: DataConfig) -> Dataset:
+    folder_of: dict[str, str] = {}
+    for name in folders:
+        split = SPLIT_WORDS[name.lower()]
+        if split in folder_of:
+            raise ValueError(
+                f"data.root: {root}: {folder_of[split]} and {name} both name the {split} split; put their classes into one folder"
+            )
+        folder_of[split] = name
     classes = {name: _classes(root / name, f"{name}/") for name in folders}
     home: dict[str, str] = {}
     for name in folders:
@@ -66,8 +73,9 @@ def _given_splits(root: Path, folders: list[str], data: DataConfig) -> Dataset:
     found = Found("folder", root, {label: images for part in classes.values() for label, images in part.items()})
     _check_any_image(found)
     check_classes(found)
-    validation = list(classes["validation"]) if "validation" in classes else None
-    return split_dataset(found, list(classes["train"]), validation, list(classes["test"]), data, partial=False)
+    train, validation, test = (list(classes[folder_of[s]]) if s in folder_of else None for s in SPLITS)
+    assert train is not None and test is not None
+    return split_dataset(found, train, validation, test, data, partial=False)
 
 
 def _classes(folder: Path, prefix: str) -> dict[str, list[tuple[str, str]]]:

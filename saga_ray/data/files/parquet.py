@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saga_ray.config import DataConfig
-from saga_ray.data.files.columns import SPLIT_WORDS, Columns, check_same, columns_of, split_word
+from saga_ray.data.files.columns import Columns, check_same, columns_of, split_word
 from saga_ray.data.files.fingerprint import Listed, dataset_fingerprint
 from saga_ray.data.files.places import Place, absolute, without_password
 from saga_ray.data.files.row_groups import ParquetSource, forget, image_bytes, opened, read_group
 from saga_ray.data.files.tree import Found, check_classes
 from saga_ray.data.pixels.images import EXTENSIONS
-from saga_ray.data.splits import SPLITS, carve_validation, first_half
+from saga_ray.data.splits import SPLIT_WORDS, SPLITS, carve_validation, first_half
 from saga_ray.types import Dataset, ImageTable
 
 if TYPE_CHECKING:

@@ -80,15 +80,20 @@ def root_folder(root: str | None) -> Path:
     return path.resolve()
 
 
+def is_hidden(name: str) -> bool:
+    """True for what belongs to a system and not to a data set: `.DS_Store`, `._1.jpg`, and `__MACOSX` in zips of macOS."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def list_folder(path: Path) -> list[os.DirEntry[str]]:
-    """Entries of a folder without hidden ones, sorted by name (code points, as Python sorts).
+    """Entries of a folder without hidden ones and what macOS adds to its zips, sorted by name (code points, as Python sorts).
 
     Raises:
         ValueError: if it cannot be read.
     """
     try:
         with os.scandir(path) as entries:
-            return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            return sorted((e for e in entries if not is_hidden(e.name)), key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(
             f"data.root: {path} cannot be listed ({error.strerror}); make it readable or name another folder with --data-root DIR"

@@ -12,6 +12,7 @@ from saga_ray.data.benchmarks.layouts import BIRD_SPECIES, INAT_FOLDERS, INAT_LI
 from saga_ray.data.files.archives import archive_stem, is_archive
 from saga_ray.data.files.parquet import holds_parquet
 from saga_ray.data.files.places import Place, is_address
+from saga_ray.data.files.tree import is_hidden
 from saga_ray.data.pixels.images import EXTENSIONS
 from saga_ray.data.shards.manifest import is_prepared, read_manifest
 
@@ -61,7 +62,7 @@ def detect(root: str) -> Detected:
         raise ValueError(f"{root}: does not exist; name the folder of a data set")
     if path.is_file():
         return _archive(path)
-    if not any(not name.startswith(".") for name in _names(path)):
+    if not any(not is_hidden(name) for name in _names(path)):
         raise ValueError(f"{root}: is empty; name the folder of a data set")
     found = _best_layout(path, half=False)
     if found is not None and not found.missing:
@@ -138,7 +139,7 @@ def _folder(path: Path, least: int) -> Detected | None:
     for depth, layout in ((1, "<class>/<image>"), (2, "<split>/<class>/<image>")):
         folders = [path]
         for _ in range(depth):
-            folders = [Path(e.path) for folder in folders for e in os.scandir(folder) if e.is_dir() and not e.name.startswith(".")]  # fmt: skip
+            folders = [Path(e.path) for folder in folders for e in os.scandir(folder) if e.is_dir() and not is_hidden(e.name)]  # fmt: skip
         with_images = (folder for folder in folders if _holds_images(folder))
         if len(list(itertools.islice(with_images, least))) == least:
             return Detected("folder", layout)
@@ -148,4 +149,4 @@ def _folder(path: Path, least: int) -> Detected | None:
 
 
 def _holds_images(folder: Path) -> bool:
-    return any(name.lower().endswith(EXTENSIONS) for name in _names(folder))
+    return any(name.lower().endswith(EXTENSIONS) and not is_hidden(name) for name in _names(folder))

@@ -24,10 +24,20 @@ MOST = 1024
 
 
 def fits_slots(mllm: FrozenMLLM) -> bool:
-    """Whether all layers see the whole prompt and lie on one device."""
+    """Whether all layers see the whole prompt and lie on one device, and angles do not depend on how long an answer is."""
     kinds = getattr(mllm.model.config.get_text_config(), "layer_types", None) or ["full_attention"]
     devices = {parameter.device for parameter in mllm.model.parameters()}
-    return set(kinds) == {"full_attention"} and len(devices) == 1
+    return set(kinds) == {"full_attention"} and len(devices) == 1 and not _stretches(mllm)
+
+
+def _stretches(mllm: FrozenMLLM) -> bool:
+    """Whether the library looks at the highest position at every step and asks or copies from the host, as no CUDA graph may.
+
+    `transformers.modeling_rope_utils.dynamic_rope_update` does so for these two kinds; InternVL 3 has the first.
+    """
+    kind = getattr(mllm.decoder.rotary_emb, "rope_type", "default")
+    kinds = kind.values() if isinstance(kind, dict) else [kind]  # Gemma 3 has one for each kind of layer
+    return any("dynamic" in each or each == "longrope" for each in kinds)
 
 
 class SlotMemory:

@@ -13,8 +13,10 @@ from torch import Tensor
 
 
 def can_be_split(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether there is a kernel that tells its log-sum-exps: on CPUs always, on GPUs in 16 bits."""
-    return device.type == "cpu" or (device.type == "cuda" and dtype in (torch.bfloat16, torch.float16))
+    """Whether there is a kernel that tells its log-sum-exps: on CPUs always, on GPUs from Ampere (8.0) on, in 16 bits."""
+    if device.type != "cuda":
+        return device.type == "cpu"
+    return dtype in (torch.bfloat16, torch.float16) and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def two_part_attention(

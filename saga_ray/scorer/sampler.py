@@ -23,7 +23,8 @@ class Sampler:
         if wanted == "slots" and not fits_slots(mllm):
             raise ValueError(
                 "scorer.sampler: slots need an MLLM on one device whose layers see the whole prompt; this one has sliding "
-                "windows or lies on several, set scorer.sampler=auto"
+                "windows or angles that depend on the length (rope_type dynamic or longrope), or lies on several; set "
+                "scorer.sampler=auto"
             )
         on_gpu = mllm.device.type == "cuda"
         # Idle slots change the shapes of products, and with them last bits.

@@ -18,7 +18,8 @@ from saga_ray.mllm.gradients import Policy, token_log_probs
 from saga_ray.mllm.head import MAX_LOGITS, head_log_probs
 from saga_ray.mllm.nucleus import draw_on_device
 from saga_ray.mllm.sampling import draw, sample, uniform_numbers
-from saga_ray.mllm.slots import SlotSampler
+from saga_ray.mllm.slots import SlotSampler, fits_slots
+from saga_ray.mllm.two_part import can_be_split
 from saga_ray.rl.grpo import policy_loss_sum
 
 SHAPE = MLLMShape(32, 3, 4, 2, 16, 64, 96, 3, 32, 64, 2, (0, 1, 2))
@@ -82,6 +83,25 @@ def test_an_answer_does_not_depend_on_the_slots_beside_it(mllm: FrozenMLLM, layo
         got = alone(own, uniform[pair : pair + 1]).token_ids_SR
         want = together.token_ids_SR[3 * pair : 3 * pair + 3, : got.shape[1]]
         assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", {"full_attention": "default", "sliding_attention": "dynamic"}])
+def test_angles_that_depend_on_the_length_do_not_fit_slots(
+    mllm: FrozenMLLM, kind: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert fits_slots(mllm)
+    monkeypatch.setattr(mllm.decoder.rotary_emb, "rope_type", kind)
+    assert not fits_slots(mllm)
+
+
+@pytest.mark.parametrize(("capability", "fits"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_attention_in_two_parts_needs_an_ampere_and_16_bits(
+    capability: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda", 0)
+    assert can_be_split(gpu, torch.float16) == can_be_split(gpu, torch.bfloat16) == fits
+    assert not can_be_split(gpu, torch.float32) and can_be_split(torch.device("cpu"), torch.float32)
 
 
 @pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 from collections import Counter
@@ -67,7 +68,7 @@ class ScoringEngine:
             mllm = replace(mllm, split=False)
         self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
         self.texts = prompt_texts(prompt, mllm.tokenizer, mllm.family.marks(mllm.tokenizer))
-        self.max_new_tokens = min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
+        self.max_new_tokens = longest_answer(prompt, config)
         self.template = self._template()
         self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
         self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
@@ -85,7 +86,7 @@ class ScoringEngine:
         """Identity: what decides the numbers, and where they are computed; and what a request must hold and costs."""
         return {
             "weights": self._weights,
-            "prompt": prompt_hash(self.texts),
+            "prompt": prompt_hash(self.prompt, self.texts, self.max_new_tokens),
             "code": self._code,
             "levels": str(self.reads.num_levels),
             "width": str(self.reads.width),
@@ -310,9 +311,27 @@ def attention_layer(depth: float, num_layers: int) -> int:
     return min(max(round(depth * num_layers), 1), num_layers) - 1
 
 
-def prompt_hash(texts: Sequence[str]) -> str:
-    """16 hex digits over the texts around the images."""
-    return hashlib.sha256("\x1f".join(texts).encode("utf-8")).hexdigest()[:16]
+def longest_answer(prompt: Prompt, config: RunConfig) -> int:
+    """Tokens after which an answer is cut."""
+    return min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
+
+
+def prompt_hash(prompt: Prompt, texts: Sequence[str], max_new_tokens: int) -> str:
+    """16 hex digits over what decides the answers beside the weights: the texts around the images, and the answers' form.
+
+    Args:
+        texts: before, between and after the images, as the MLLM reads them.
+        max_new_tokens: `longest_answer`.
+    """
+    form = {
+        "variant": prompt.variant,
+        "verdict": prompt.verdict_key,
+        "attributes": list(prompt.attributes.items()),  # allowed values are what template answers are drawn from
+        "answers": prompt.answers,
+        "value_tokens": prompt.value_tokens,
+        "max_new_tokens": max_new_tokens,
+    }
+    return hashlib.sha256(json.dumps([list(texts), form]).encode("utf-8")).hexdigest()[:16]
 
 
 def code_hash() -> str:

@@ -9,11 +9,11 @@ from saga_ray.config import RunConfig
 from saga_ray.mllm.frozen import weights_hash
 from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer, resolve_folder
 from saga_ray.mllm.prompt import Prompt, prompt_texts
-from saga_ray.scorer.engine import code_hash, prompt_hash
+from saga_ray.scorer.engine import code_hash, longest_answer, prompt_hash
 from saga_ray.scorer.prompt import prompt_in
 
 _WHAT = {
-    "weights": "holds other weights than mllm.path",
+    "weights": "holds other weights, tokens or settings than mllm.path",
     "prompt": "asks another prompt than this run",
     "code": "runs another version of saga-ray's scorer than this process",
 }
@@ -28,7 +28,8 @@ def expected_identity(config: RunConfig) -> dict[str, str]:
     folder = resolve_folder(config.mllm)
     check_folder(folder)
     prompt = prompt_in(config, folder)
-    return {"weights": weights_hash(folder), "prompt": prompt_hash(_texts(prompt, folder)), "code": code_hash()}
+    asked = prompt_hash(prompt, _texts(prompt, folder), longest_answer(prompt, config))
+    return {"weights": weights_hash(folder), "prompt": asked, "code": code_hash()}
 
 
 def _texts(prompt: Prompt, folder: Path) -> tuple[str, str, str]:

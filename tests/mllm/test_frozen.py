@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 
 from saga_ray.config import MLLMConfig
 from saga_ray.mllm.exact import exact_float64
-from saga_ray.mllm.frozen import FrozenMLLM
+from saga_ray.mllm.frozen import FrozenMLLM, weights_hash
 from saga_ray.mllm.gradients import naive_hidden
 from saga_ray.mllm.loading import load_mllm
 from saga_ray.mllm.prompt import load_prompt, prompt_texts
@@ -152,3 +153,25 @@ def test_the_weights_hash_is_that_of_the_weights(folder: Path, mllm: FrozenMLLM,
     other = load_mllm(MLLMConfig(path=str(small_mllm_folder(tmp_path / "other", seed=1))))
     again = load_mllm(MLLMConfig(path=str(small_mllm_folder(tmp_path / "again", seed=0))))
     assert mllm.weights_hash() == again.weights_hash() != other.weights_hash()
+
+
+def test_the_weights_hash_covers_tokens_and_configuration(folder: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+    found = {weights_hash(folder)}
+    assert weights_hash(copy) in found
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        (copy / name).write_text((copy / name).read_text() + "\n")
+        assert weights_hash(copy) not in found, name
+        found.add(weights_hash(copy))
+
+
+def test_the_weights_hash_of_a_large_file_sees_a_change_in_its_middle(tmp_path: Path) -> None:
+    size = 300 * 2**20
+    path = tmp_path / "model.safetensors"
+    with path.open("wb") as file:
+        file.truncate(size)  # sparse: takes no disk
+    before = weights_hash(tmp_path)
+    with path.open("r+b") as file:  # a fifteenth of the file, as one layer of a fine-tune would
+        file.seek(size // 2)
+        file.write(b"\1" * (size // 15))
+    assert weights_hash(tmp_path) != before

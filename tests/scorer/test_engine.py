@@ -9,7 +9,8 @@ from typing import Literal
 import pytest
 import torch
 
-from saga_ray.scorer.engine import MAX_LAYOUTS, ScoringEngine
+from saga_ray.scorer.engine import MAX_LAYOUTS, ScoringEngine, prompt_hash
+from saga_ray.scorer.identity import expected_identity
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.scorer.prompt import run_prompt
 from saga_ray.types import ScoreOptions, VisualTokens
@@ -155,6 +156,22 @@ def test_the_generic_variant_asks_something_else(folder: Path) -> None:
     assert structured.describe()["prompt"] != generic.describe()["prompt"]
     assert structured.describe()["weights"] == generic.describe()["weights"]
     assert structured.score(small_request(2)).texts_PG != generic.score(small_request(2)).texts_PG
+
+
+def test_the_prompts_hash_covers_what_answers_are_drawn_from(folder: Path) -> None:
+    config = small_run_config(folder)
+    prompt, texts = run_prompt(config), ("a", "b", "c")
+    name, words = next(iter(prompt.attributes.items()))
+    assert words is not None
+    others = [
+        replace(prompt, attributes={**prompt.attributes, name: words[:-1]}),
+        replace(prompt, attributes={**prompt.attributes, name: None}),
+        replace(prompt, answers="template"),
+        replace(prompt, value_tokens=9),
+    ]
+    found = [prompt_hash(each, texts, 40) for each in (prompt, *others)] + [prompt_hash(prompt, texts, 39)]
+    assert len(set(found)) == len(found)
+    assert build_engine(config).describe()["prompt"] == expected_identity(config)["prompt"]
 
 
 @pytest.mark.parametrize("path", ["shared", "naive"])

@@ -96,9 +96,10 @@ def expected_weights(
     """Weights for a reward whose verdict is averaged out: its sampled noise is gone, its expectation is the same.
 
     With p_g the probability of the right verdict after what answer g wrote, J = E[p] and
-    grad J = E[(p_g - mean p) grad log pi(before the verdict) + p_g grad log pi(right verdict)]: the second term is exact.
-    Where the normalisation divides by a standard deviation, it is sqrt(mean p (1 - mean p)), that of sampled rewards; `rloo`
-    takes the mean of the other answers' p.
+    grad J = E[(p_g - mean of the others' p) grad log pi(before the verdict) + p_g grad log pi(right verdict)]: the second
+    term is exact. `rloo` is this. The others take the mean of all p, which makes the first term (G - 1) / G of it, so the
+    second is scaled by as much: the whole is (G - 1) / G of grad J, as with sampled rewards. Where the normalisation divides by
+    a standard deviation, it is sqrt(mean p (1 - mean p)), that of sampled rewards.
 
     Args:
         rewards_PG: p, (pairs, completions), in [0, 1].
@@ -112,9 +113,10 @@ def expected_weights(
     std_P1 = (mean_P1 * (1 - mean_P1)).clamp_min(0).sqrt()
     speaks_P1 = std_P1 >= min_std
     by_P1 = std_P1.clamp_min(min_std) if _standardises(normalisation) else torch.ones_like(std_P1)
-    scale = _without_own(rewards_PG.shape[1], normalisation)
+    group_size = rewards_PG.shape[1]
+    scale = _without_own(group_size, normalisation)
     advantages_PG = torch.where(speaks_P1, (rewards_PG - mean_P1) * scale / by_P1, 0.0)
-    exact_PG = torch.where(speaks_P1, rewards_PG / by_P1, 0.0)
+    exact_PG = torch.where(speaks_P1, rewards_PG * scale * (group_size - 1) / group_size / by_P1, 0.0)
     place_SR = torch.arange(mask_SR.shape[1], device=mask_SR.device).expand(mask_SR.shape)
     verdict_S1 = verdict_S[:, None]
     before_SR = mask_SR & ((place_SR < verdict_S1) | (verdict_S1 < 0))

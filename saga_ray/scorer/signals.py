@@ -3,8 +3,8 @@
 loss of a pair = - sum over its answers and their tokens of w log pi
 
 sampled reward   w = the answer's advantage, on every token (GRPO, as in the paper; `rl.grpo` lists the normalisations)
-expected reward  w = (p - mean p) / sd on what stands before the verdict, p / sd on the RIGHT verdict in the place of
-                 the one that was written, 0 behind it; p its probability, sd = sqrt(mean p (1 - mean p)). Sampled
+expected reward  w = (p - mean p) / sd on what stands before the verdict, p (G - 1) / G / sd on the RIGHT verdict in the place
+                 of the one that was written, 0 behind it; p its probability, sd = sqrt(mean p (1 - mean p)). Sampled
                  rewards have this expectation given the answers' beginnings, and this spread.
 lesson           w = 1 on the descriptions of given answers: the values, and what stands before and between them
 """

@@ -61,7 +61,10 @@ def test_a_run_that_means_another_mllm_or_prompt_is_refused(
     from tests.helpers.small_mllm import small_mllm_folder
 
     other = with_override(small_config, "mllm.path", str(small_mllm_folder(tmp_path / "other", seed=1)))
-    with pytest.raises(ValueError, match=rf"scorer\.service: {served} holds other weights than mllm\.path \(weights "):
+    with pytest.raises(
+        ValueError,
+        match=rf"scorer\.service: {served} holds other weights, tokens or settings than mllm\.path \(weights ",
+    ):
         remote_scorer(served, other).score(request())
     exact = with_override(small_config, "mllm.dtype", "float64")
     with pytest.raises(ValueError, match=rf"scorer\.service: {served} computes in float32, not in mllm\.dtype=float64"):

@@ -106,26 +106,50 @@ def test_which_normalisations_estimate_the_gradient_of_the_expected_reward(
     assert cosine > 0, "biased, yet uphill"
 
 
-@pytest.mark.parametrize("normalisation", ["rloo", "dr-grpo"])
-def test_expected_rewards_estimate_the_same_gradient(normalisation: str) -> None:
-    """Verdicts averaged out: the word after the first is the verdict, the second of the two is right."""
-    policy = TinyPolicy(2)
-    beginning, verdict = policy.first[:2], policy.second  # answers of two words alone
-    log_begin, log_verdict = beginning.log_softmax(0), verdict.log_softmax(1)
+def expected_reward_gradient(policy: TinyPolicy, normalisation: str, group_size: int) -> tuple[list, list, list]:
+    """Exact enumeration of groups of answers of two words, the second of which is the verdict, right if it is word 1.
+
+    Returns:
+        The mean over groups with expected weights, the same with the written verdicts' rewards, each times the spread that was
+        divided out (the expected one); and the gradient of the expected reward.
+    """
+    log_begin, log_verdict = policy.first[:2].log_softmax(0), policy.second.log_softmax(1)
     right = log_verdict[:, 1].exp()
     exact = torch.autograd.grad((log_begin.exp() * right).sum(), policy.parameters, retain_graph=True)
-    total = torch.zeros((), dtype=torch.float64)
-    for group in product(range(2), repeat=3):
+    places, mask_SR = torch.ones(group_size, dtype=torch.int64), torch.ones(group_size, 2) > 0
+    expected, sampled = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    for group in product(range(2), repeat=group_size):
         words = list(group)
-        rewards_PG, places = right[words].detach()[None], torch.ones(3, dtype=torch.int64)
-        weights_SR, _ = expected_weights(rewards_PG, places, torch.ones(3, 2) > 0, normalisation=normalisation)
+        rewards_PG = right[words].detach()[None]
+        mean = rewards_PG.mean()
+        spread = (mean * (1 - mean)).sqrt() if normalisation in ("dapo", "grpo") else 1.0
+        weights_SR, _ = expected_weights(rewards_PG, places, mask_SR, normalisation=normalisation)
+        probability = log_begin.detach().exp()[words].prod() / group_size
         log_probs_SR = torch.stack([log_begin[words], log_verdict[words, 1]], dim=1)
-        probability = log_begin.detach().exp()[words].prod()
-        total = total - probability * policy_loss_sum(log_probs_SR, weights_SR) / 3
-    found = torch.autograd.grad(total, policy.parameters)
-    share = 2 / 3 if normalisation == "dr-grpo" else 1.0
-    assert torch.allclose(found[0], share * exact[0], atol=1e-12)
-    assert torch.allclose(found[1], exact[1], atol=1e-12)
+        expected = expected - probability * policy_loss_sum(log_probs_SR, weights_SR * spread)
+        share = group_size / (group_size - 1) if normalisation == "rloo" else 1.0
+        share /= 2 if normalisation == "grpo" else 1  # words of an answer
+        for verdicts in product(range(2), repeat=group_size):
+            log_written = log_verdict[words, list(verdicts)]
+            found = torch.tensor([verdicts], dtype=torch.float64)
+            advantages_S = ((found - found.mean()) * share)[0]  # with the expected spread divided out
+            both = probability * log_written.detach().exp().prod()
+            written_SR = torch.stack([log_begin[words], log_written], dim=1)
+            sampled = sampled - both * policy_loss_sum(written_SR, answer_weights(advantages_S, mask_SR))
+    grads = [torch.autograd.grad(total, policy.parameters, retain_graph=True) for total in (expected, sampled)]
+    return list(grads[0]), list(grads[1]), list(exact)
+
+
+@pytest.mark.parametrize("group_size", [2, 3])
+@pytest.mark.parametrize("normalisation", NORMALISATIONS)
+def test_expected_rewards_estimate_the_same_gradient(normalisation: str, group_size: int) -> None:
+    """Verdicts averaged out: proportional to the gradient of the expected reward as a whole, with the sampled one's force."""
+    expected, sampled, exact = expected_reward_gradient(TinyPolicy(2), normalisation, group_size)
+    share = 1.0 if normalisation == "rloo" else (group_size - 1) / group_size
+    share /= 2 if normalisation == "grpo" else 1  # words of an answer
+    for found, of_sampled, whole in zip(expected, sampled, exact, strict=True):
+        assert torch.allclose(found, share * whole, atol=1e-12)
+        assert torch.allclose(found, of_sampled, atol=1e-12)
 
 
 @given(groups, st.permutations(range(4)), st.sampled_from(NORMALISATIONS), st.randoms(use_true_random=False))

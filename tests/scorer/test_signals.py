@@ -214,10 +214,10 @@ def test_expected_rewards_are_the_probabilities_of_the_right_verdict(engines: di
     assert found.token_grads_P2LTD.flatten(1).abs().amax(dim=1).min() > 0
 
 
-def test_expected_weights_average_to_the_gradient_of_the_expected_reward() -> None:
+def test_expected_weights_average_to_a_share_of_the_gradient_of_the_expected_reward() -> None:
     """Exact enumeration: three beginnings, two verdicts, groups of two; times the spread that was divided out.
 
-    The part before the verdict comes out (G - 1) / G times, as with any baseline that contains the answer itself.
+    All of it comes out (G - 1) / G times, as with any baseline that contains the answer itself.
     """
     torch.manual_seed(0)
     begin = torch.randn(3, dtype=torch.float64, requires_grad=True)
@@ -238,8 +238,8 @@ def test_expected_weights_average_to_the_gradient_of_the_expected_reward() -> No
         probability = log_begin[words].detach().sum().exp()
         for total, grad in zip(found, torch.autograd.grad(loss, [begin, verdict], retain_graph=True), strict=True):
             total -= probability * grad
-    assert torch.allclose(found[0], exact[0] * (group_size - 1) / group_size, atol=1e-12)
-    assert torch.allclose(found[1], exact[1], atol=1e-12)
+    for total, whole in zip(found, exact, strict=True):
+        assert torch.allclose(total, whole * (group_size - 1) / group_size, atol=1e-12)
 
 
 def test_expected_weights_have_the_mean_of_sampled_ones_and_less_spread() -> None:
@@ -261,7 +261,7 @@ def test_answers_without_a_verdict_earn_nothing_and_teach_by_contrast() -> None:
     mask_SR = torch.tensor([[True, True, True], [True, True, False]])
     weights_SR, advantages_PG = expected_weights(rewards_PG, torch.tensor([1, -1]), mask_SR)
     spread = (0.25 * 0.75) ** 0.5
-    assert torch.allclose(weights_SR[0], torch.tensor([0.25, 0.5, 0.0], dtype=torch.float64) / spread)
+    assert torch.allclose(weights_SR[0], torch.tensor([0.25, 0.5 / 2, 0.0], dtype=torch.float64) / spread)
     assert torch.allclose(weights_SR[1], torch.tensor([-0.25, -0.25, 0.0], dtype=torch.float64) / spread)
     assert float(advantages_PG.sum()) == pytest.approx(0.0)
 

@@ -472,6 +472,10 @@ class RunConfig(Config):
             problems.append(
                 f"grpo.top_p: {self.grpo.top_p} cuts off verdicts whose probability grpo.reward=expected needs; set grpo.top_p=1"
             )
+        if self.asks_the_mllm and self.loss.weights.reference_kl > 0 and self.grpo.top_p < 1:
+            problems.append(
+                f"grpo.top_p: {self.grpo.top_p} cuts off answers that loss.weights.reference_kl compares; set grpo.top_p=1"
+            )
         if self.loss.weights.consensus > 0 and self.prompt.variant == "generic":
             problems.append(
                 f"loss.weights.consensus: {self.loss.weights.consensus} needs prompt.variant=structured (now generic): "

@@ -41,6 +41,9 @@ def _without(**weights: float) -> dict[str, Any]:
     return {"loss": {"weights": {"grpo": 0.0, "alignment": 0.0, **weights}}}
 
 
+# A nucleus cuts off answers, and with them a share of a KL.
+_WHOLE_SUPPORT = {"grpo": {"top_p": 1.0}}
+
 METHODS: dict[str, dict[str, Any]] = {
     "pretrained": _merged(_baseline("none"), {"encoder": {"trainable": "none"}, "optim": {"steps": 0}}),
     "proxy-anchor": _baseline("proxy-anchor"),
@@ -49,9 +52,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "potential-field": _baseline("potential-field"),
     "potential-field+pooler": _without(),
     "potential-field+anchor": _without(anchor=1.0),
-    "potential-field+reference-kl": _without(reference_kl=1.0),
+    "potential-field+reference-kl": _merged(_without(reference_kl=1.0), _WHOLE_SUPPORT),
     "potential-field+alignment": _without(alignment=1.0),
-    "potential-field+alignment+reference-kl": _without(alignment=1.0, reference_kl=1.0),
+    "potential-field+alignment+reference-kl": _merged(_without(alignment=1.0, reference_kl=1.0), _WHOLE_SUPPORT),
     "potential-field+consensus": _without(alignment=1.0, consensus=1.0),
     "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
     "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},

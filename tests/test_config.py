@@ -98,6 +98,11 @@ def test_the_paper_recipe_holds_the_papers_values() -> None:
     assert config.grpo.refill
 
 
+@pytest.mark.parametrize("method", ["potential-field+reference-kl", "potential-field+alignment+reference-kl"])
+def test_a_reference_kl_samples_the_full_support(method: str) -> None:
+    assert resolve("cub", method=method, overrides={"data.root": "somewhere"}).grpo.top_p == 1
+
+
 def test_later_values_win_and_the_label_names_them() -> None:
     config = resolve(
         "demo",
@@ -159,6 +164,10 @@ def test_all_mistakes_are_told_at_once_with_the_nearest_key() -> None:
         (
             {"loss.weights.consensus": 1, "prompt.variant": "generic"},
             "loss.weights.consensus: 1.0 needs prompt.variant=structured",
+        ),
+        (
+            {"loss.weights.reference_kl": 1, "grpo.top_p": 0.9},
+            "grpo.top_p: 0.9 cuts off answers that loss.weights.reference_kl compares; set grpo.top_p=1",
         ),
         ({"data.pairs_per_batch": 6}, "data.pairs_per_batch: 6 is not a multiple of data.num_shards (4)"),
         ({"optim.lr_tower": float("nan")}, "optim.lr_tower: nan is not accepted"),

@@ -125,7 +125,7 @@ class RemoteScorer:
 
         def taken(reply: Mapping[str, Any]) -> ScoreResult:
             result = wire.result_from_arrays(reply)
-            check_result(result, part)
+            check_result(result, part, self._config.grpo.group_size)
             return result
 
         return self._ask(lambda name: self._handle.score.remote(self._json, name, tokens, arrays), taken)

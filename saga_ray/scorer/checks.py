@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
@@ -93,21 +93,41 @@ def _check_rewards(request: ScoreRequest) -> None:
         raise ValueError("rewards: NaN or infinity among them; give numbers")
 
 
-def check_result(result: ScoreResult, request: ScoreRequest) -> None:
+def check_result(result: ScoreResult, request: ScoreRequest, group_size: int) -> None:
     """Refuse a reply that is not of the request's pairs, or holds numbers that are none.
+
+    Args:
+        group_size: G of sampled answers; given ones say it themselves.
 
     Raises:
         BadReply: what is wrong with it.
     """
-    num_pairs, shape = len(request.pairs), tuple(request.tokens.tokens_NLTD.shape[1:])
-    per_image = {"token_grads_P2LTD", "reference_grads_P2LTD"}
-    for name, tensor in result.tensors().items():
+    num_answers = len(request.answers[0]) if request.answers else group_size
+    wanted = _shapes(request, num_answers)
+    there = result.tensors() | {"token_ids_PGR": result.token_ids_PGR}
+    if there.keys() != wanted.keys():
+        odd = ", ".join(sorted(there.keys() ^ wanted.keys()))
+        raise BadReply(f"the reply holds less or more than what was asked: {odd}")
+    for name, tensor in there.items():
         found = tuple(tensor.shape)
-        if found[:1] != (num_pairs,) or (name in per_image and found[1:] != (2, *shape)):
-            raise BadReply(f"the reply's {name} has shape {found}, for {num_pairs} pairs of tokens {shape}")
+        length = slice(2) if name == "token_ids_PGR" else slice(None)  # R is the scorer's to say
+        if found[length] != wanted[name] or (name == "token_ids_PGR" and len(found) != 3):
+            raise BadReply(f"the reply's {name} has shape {found}, for {wanted[name]}")
         if tensor.dtype.is_floating_point and not bool(torch.isfinite(tensor).all()):
             raise BadReply(f"the reply's {name} holds NaN or infinity")
-    if len(result.texts_PG) != num_pairs or (result.reference_kl_P is None) != (request.reference is None):
+    sizes = [len(texts) for texts in result.texts_PG]
+    if sizes != [num_answers] * len(request.pairs):
         raise BadReply(
-            f"the reply holds texts of {len(result.texts_PG)} pairs, for {num_pairs}, or not all that was asked"
+            f"the reply holds texts of {sizes} answers, for {num_answers} of each of {len(request.pairs)} pairs"
         )
+
+
+def _shapes(request: ScoreRequest, num_answers: int) -> dict[str, tuple[int, ...]]:
+    """Of every tensor of a reply, by the letters in its name; of `token_ids_PGR` without R."""
+    _, num_levels, num_visual, width = request.tokens.tokens_NLTD.shape
+    sizes = {"P": len(request.pairs), "G": num_answers, "2": 2, "L": num_levels, "T": num_visual, "D": width, "R": None}
+    names = [each.name for each in fields(ScoreResult) if each.name not in ("texts_PG", "counters")]
+    shapes = {name: [sizes[letter] for letter in name.rpartition("_")[2]] for name in names}
+    if request.reference is None:
+        shapes = {name: shape for name, shape in shapes.items() if not name.startswith("reference_")}
+    return {name: tuple(size for size in shape if size is not None) for name, shape in shapes.items()}

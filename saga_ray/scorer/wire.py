@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saga_ray.scorer.checks import BadReply
 from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
 
 _BITS = ":bfloat16"
@@ -133,8 +134,16 @@ def result_to_arrays(result: ScoreResult) -> dict[str, np.ndarray]:
 
 
 def result_from_arrays(arrays: Mapping[str, np.ndarray]) -> ScoreResult:
-    """The inverse of `result_to_arrays`."""
-    header = _value(arrays["header"])
-    names = {name.removesuffix(_BITS) for name in arrays} - {"header"}
-    tensors = {name: _take(arrays, name) for name in names}
-    return ScoreResult(texts_PG=tuple(map(tuple, header["texts_PG"])), counters=header["counters"], **tensors)
+    """The inverse of `result_to_arrays`.
+
+    Raises:
+        BadReply: for arrays that are not a whole result.
+    """
+    try:
+        header = _value(arrays["header"])
+        names = {name.removesuffix(_BITS) for name in arrays} - {"header"}
+        tensors = {name: _take(arrays, name) for name in names}
+        texts_PG = tuple(map(tuple, header["texts_PG"]))
+        return ScoreResult(texts_PG=texts_PG, counters=header["counters"], **tensors)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadReply(f"the reply is not a whole result: {error}") from error

@@ -12,6 +12,7 @@ import torch
 from saga_ray.scorer.checks import BadReply, Reads, check_request, check_result
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import build_engine
+from saga_ray.scorer.wire import result_from_arrays, result_to_arrays
 from saga_ray.types import ImagePair, ScoreOptions, VisualTokens
 from tests.helpers.scoring import small_request, small_run_config
 
@@ -73,15 +74,38 @@ def test_groups_of_one_are_refused_by_the_configuration(folder: Path) -> None:
 def test_a_reply_of_other_shape_or_with_numbers_that_are_none_is_not_taken(engine: ScoringEngine) -> None:
     request = small_request(3, dtype=torch.float32)
     result = engine.score(request)
-    check_result(result, request)
+    group_size = engine.config.grpo.group_size
+    check_result(result, request, group_size)
     grads = result.token_grads_P2LTD
     for change, message in (
         ({"token_grads_P2LTD": grads[:2]}, "token_grads_P2LTD has shape"),
         ({"token_grads_P2LTD": grads[:, :, :1]}, "token_grads_P2LTD has shape"),
         ({"rewards_PG": result.rewards_PG * torch.nan}, "rewards_PG holds NaN"),
         ({"token_grads_P2LTD": grads + torch.inf}, "token_grads_P2LTD holds NaN or infinity"),
-        ({"texts_PG": result.texts_PG[:1]}, "texts of 1 pairs"),
-        ({"reference_kl_P": torch.zeros(3)}, "not all that was asked"),
+        ({"rewards_PG": result.rewards_PG[:, 1:]}, "rewards_PG has shape"),
+        ({"token_ids_PGR": result.token_ids_PGR[:, 1:]}, "token_ids_PGR has shape"),
+        ({"token_ids_PGR": result.token_ids_PGR[:, :, 0]}, "token_ids_PGR has shape"),
+        ({"attention_sum_P2T": result.attention_sum_P2T[:, :, 1:]}, "attention_sum_P2T has shape"),
+        ({"loss_P": result.loss_P[:, None]}, "loss_P has shape"),
+        ({"texts_PG": result.texts_PG[:1]}, "texts of"),
+        ({"texts_PG": tuple(texts[1:] for texts in result.texts_PG)}, "texts of"),
+        ({"reference_kl_P": torch.zeros(3)}, "less or more than what was asked: reference_kl_P"),
     ):
         with pytest.raises(BadReply, match=message):
-            check_result(replace(result, **change), request)
+            check_result(replace(result, **change), request, group_size)
+    with pytest.raises(BadReply, match="has shape"):
+        check_result(result, request, group_size + 1)
+    asked = replace(request, reference=request.tokens)
+    check_result(engine.score(asked), asked, group_size)
+    with pytest.raises(BadReply, match="less or more than what was asked: reference_grads_P2LTD, reference_kl_P"):
+        check_result(result, asked, group_size)
+
+
+def test_a_reply_that_lacks_something_is_a_bad_one(engine: ScoringEngine) -> None:
+    arrays = result_to_arrays(engine.score(small_request(2, dtype=torch.float32)))
+    result_from_arrays(arrays)
+    for name in arrays:
+        with pytest.raises(BadReply, match="not a whole result"):
+            result_from_arrays({key: value for key, value in arrays.items() if key != name})
+    with pytest.raises(BadReply, match="not a whole result"):
+        result_from_arrays(arrays | {"what": arrays["loss_P"]})

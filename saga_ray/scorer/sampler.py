@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
+from torch import nn
 
 from saga_ray.config import RunConfig
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.sampling import Completions, sample
 from saga_ray.mllm.slots import SlotSampler, fits_slots
+
+_HOLDERS: weakref.WeakKeyDictionary[nn.Module, weakref.ref[Sampler]] = weakref.WeakKeyDictionary()
+"""Of every model, the sampler that has its slots."""
 
 
 class Sampler:
@@ -38,10 +44,20 @@ class Sampler:
         policy = {"temperature": self._grpo.temperature, "top_p": self._grpo.top_p}
         if self.way == "loop":
             return sample(self._mllm, layout, prefix, uniform_PGR, **policy)
+        self._hold()
         num_pairs, group_size, max_new = uniform_PGR.shape
         if self._made is None or self._made[0] is not layout or self._made[1].num_slots < num_pairs:
-            # One at a time: its keys and values are most of a GPU's memory beside the weights.
-            self._made = None
+            self._made = None  # before the next one is made
             made = SlotSampler(self._mllm, layout, num_pairs, group_size, max_new, graphs=self._graphs, **policy)
             self._made = (layout, made)
         return self._made[1](prefix, uniform_PGR)
+
+    def _hold(self) -> None:
+        """One sampler at a time has slots: their keys and values are most of a GPU's memory beside the weights.
+
+        Engines of one model that take turns, as those of runs with different prompts do in a replica, make theirs anew.
+        """
+        holder = _HOLDERS.get(self._mllm.model, lambda: None)()
+        if holder is not None and holder is not self:
+            holder._made = None
+        _HOLDERS[self._mllm.model] = weakref.ref(self)

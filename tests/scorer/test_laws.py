@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +11,11 @@ from typing import Any
 import pytest
 import torch
 
+from saga_ray.configure import with_override
 from saga_ray.mllm.head import MAX_LOGITS
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
+from saga_ray.scorer.prompt import run_prompt
 from saga_ray.scorer.wire import (
     delivered_result,
     request_from_arrays,
@@ -136,6 +140,20 @@ def test_slots_and_the_loop_give_one_result(folder: Path) -> None:
         want, got = loop.score(small_request(num_pairs)), slots.score(small_request(num_pairs))
         assert torch.equal(got.token_ids_PGR, want.token_ids_PGR)
         assert relative(got.token_grads_P2LTD, want.token_grads_P2LTD) < 1e-12
+
+
+def test_engines_of_one_model_have_slots_in_turn(folder: Path) -> None:
+    config = small_run_config(folder, mllm__dtype="float64", scorer__sampler="slots")
+    first = build_engine(config)
+    other = ScoringEngine(first.mllm, run_prompt(config), with_override(config, "grpo.temperature", 0.5))
+    elsewhere = build_engine(config)
+    elsewhere.score(small_request(1))
+    want = first.score(small_request(2))
+    slots = weakref.ref(first._sample._made[1])
+    other.score(small_request(1))
+    gc.collect()
+    assert slots() is None and other._sample._made is not None and elsewhere._sample._made is not None
+    assert_equal(picked(first.score(small_request(2)), [0, 1]), picked(want, [0, 1]))
 
 
 # 2. Batch-invariant

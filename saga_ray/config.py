@@ -325,8 +325,8 @@ class ScorerConfig(Config):
     store_answers: bool = False
     """Store every answer of a run in `completions.parquet`, with tokens and spans; otherwise a sample is kept."""
     sampler: Literal["auto", "loop", "slots"] = "auto"
-    """How answers are written: token by token in a plain loop, or in slots of fixed shape with CUDA graphs, which fill again when
-    a pair's answers have ended; auto takes slots on a GPU, except in deterministic mode."""
+    """How answers are written: token by token in a plain loop, or in slots of fixed shape with CUDA graphs, one for each pair of a
+    chunk; auto takes slots on a GPU, except in deterministic mode and for MLLMs that do not fit them."""
     timeout_s: float = Field(600.0, gt=0)
     """A remote request that takes longer is retried."""
     max_retries: int = Field(3, ge=0)

@@ -135,7 +135,7 @@ class SlotSampler:
     """Samples answers of any number of pairs; buffers and graphs stay for the next call.
 
     Args:
-        num_slots: Pairs that are written at once.
+        num_slots: Pairs that are written at once; with more pairs, one whose answers have all ended hands its slot to the next.
         graphs: Replay CUDA graphs; without them every step is run as it is (the only way on a CPU).
         compiled: Let torch.compile fuse the softmax of the attention.
     """

@@ -52,9 +52,14 @@ def try_(
 
     say("Loading the MLLM ...")
     asked = ask_about_files(config, first, second)
+    say(f"{'verdict':10}  {'P(yes)':>8}  answer")
     for text, verdict, probability in zip(asked.texts, asked.verdicts, asked.same_probabilities, strict=True):
-        shown = f"{'-':>9}" if probability is None else f"{probability:9.3g}"
-        result(f"{ {1: 'same', 0: 'different', -1: 'no verdict'}[verdict]:10}  {shown}  {text}")
+        shown = "-" if probability is None else "<0.001" if probability < 0.001 else f"{probability:.3f}"
+        result(f"{ {1: 'same', 0: 'different', -1: 'no verdict'}[verdict]:10}  {shown:>8}  {text}")
+    if config.mllm.path is None:
+        say(
+            "The bundled MLLM knows drawn birds only (`saga-ray data show demo`): of other pictures it says nothing that counts."
+        )
     if out is not None:
         _draw(asked, out, (first, second), config.alignment.layer_depth)
 
@@ -79,7 +84,7 @@ def _draw(asked: Asked, out: str, names: tuple[str, str], depth: float) -> None:
             f"--out {out}: the first answer describes nothing, so there is no attention to draw; try --set prompt.answers=template"
         )
     first, second = asked.images_NHWC
-    titles = (Path(names[0]).name, Path(names[1]).name)
+    titles = tuple("/".join(Path(name).parts[-2:]) for name in names)
     figure = attention_figure((first, second), asked.attention, asked.grid_hw, asked.texts[0], titles)
     target = Path(out).resolve()
     Storage.open(target.parent).write(target.name, to_png(figure))

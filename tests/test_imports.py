@@ -11,7 +11,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "saga_ray"
 FILES = sorted(PACKAGE.rglob("*.py"))
-BASE = {"types", "config", "configure", "storage", "recipes", "errors", "yaml_text", "machine"}
+BASE = {"types", "config", "configure", "storage", "recipes", "errors", "yaml_text", "machine", "model_folder"}
 MAY_IMPORT = {
     "types": set(),
     "config": set(),
@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "storage": set(),
     "errors": set(),
     "machine": set(),
+    "model_folder": set(),
     "yaml_text": {"errors"},
     "configure": {"config", "recipes", "errors", "yaml_text"},
     "data": BASE,

@@ -62,11 +62,11 @@ def _device(runs: str) -> str | None:
 
 
 def _demo_model(runs: str) -> str | None:
-    from saga_ray.config import MLLMConfig
-    from saga_ray.mllm.loading import check_folder, resolve_folder
+    from saga_ray.mllm.loading import check_folder
+    from saga_ray.model_folder import model_folder
 
     try:
-        folder = resolve_folder(MLLMConfig())
+        folder = model_folder(None)
         check_folder(folder)
     except ValueError as error:
         return _line("demo MLLM", "", str(error))

@@ -38,12 +38,12 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     # The prompt needs no images, so the folder's name does not matter.
     root = None if name == "demo" or any(word.startswith("data.root=") for word in assignments) else "."
     config = configuration(name, recipe=recipe, assignments=assignments, shortcuts={"data.root": root})
-    from saga_ray.mllm.loading import resolve_folder
     from saga_ray.mllm.prompt import prompt_texts, request_text
+    from saga_ray.model_folder import model_folder
     from saga_ray.scorer.prompt import prompt_in
 
     try:
-        folder = resolve_folder(config.mllm)
+        folder = model_folder(config.mllm.path, config.mllm.revision)
     except ValueError as error:
         say(f"{error}. Shown without the model's chat template:")
         prompt = prompt_in(config, None)

@@ -46,11 +46,11 @@ def show(name: str, mllm_path: str | None) -> None:
     NAME is that of a vocabulary in the package (aircraft, birds, cars, generic) or of a data set; demo is what the bundled
     MLLM describes.
     """
-    from saga_ray.config import MLLMConfig
-    from saga_ray.mllm.loading import check_folder, resolve_folder
+    from saga_ray.mllm.loading import check_folder
+    from saga_ray.model_folder import model_folder
 
     vocabulary, source = _named(name)
-    folder = resolve_folder(MLLMConfig(path=mllm_path))
+    folder = model_folder(mllm_path)
     check_folder(folder)
     from transformers import AutoTokenizer
 

@@ -10,8 +10,9 @@ import torch
 from saga_ray.config import RunConfig
 from saga_ray.encoder.base import Tower
 from saga_ray.encoder.library_tower import LIBRARY_FAMILIES, LibraryTower
-from saga_ray.encoder.mllm_files import config_json, mllm_folder, token_shape
+from saga_ray.encoder.mllm_files import config_json, token_shape
 from saga_ray.encoder.tower import VisionTower
+from saga_ray.model_folder import model_folder
 
 DEEPSTACK_FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
 """Their towers are alike."""
@@ -29,7 +30,7 @@ def build_tower(config: RunConfig, dtype: torch.dtype = torch.float32) -> Tower:
     if chosen.startswith(TIMM):
         from saga_ray.encoder.timm_tower import TimmTower
 
-        width, num_levels = token_shape(mllm_folder(config.mllm.path, config.mllm.revision))
+        width, num_levels = token_shape(model_folder(config.mllm.path, config.mllm.revision))
         tower: Tower = TimmTower.created(
             chosen.removeprefix(TIMM), config.data.image_size, width, num_levels,
             seed=config.seed, weights=config.encoder.weights, revision=config.encoder.revision,
@@ -44,7 +45,7 @@ def mllm_tower(path: str | None, revision: str | None = None, dtype: torch.dtype
     Raises:
         ValueError: if the folder is missing, damaged, or of a family without a tower of its own here.
     """
-    folder = mllm_folder(path, revision)
+    folder = model_folder(path, revision)
     family = config_json(folder).get("model_type")
     if family in LIBRARY_FAMILIES:
         return LibraryTower.from_mllm_folder(path, revision, dtype)

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging as transformers_logging
 
 from saga_ray.encoder.base import Tower, as_patches, check_equal, check_multiple
-from saga_ray.encoder.mllm_files import config_json, mllm_folder, pixel_statistics, vision_weights
+from saga_ray.encoder.mllm_files import config_json, pixel_statistics, vision_weights
+from saga_ray.model_folder import model_folder
 from saga_ray.types import VisualTokens
 
 PATCHED = ("qwen2_vl", "qwen2_5_vl", "glm4v")
@@ -50,7 +51,7 @@ class LibraryTower(Tower):
         Raises:
             ValueError: if the folder is missing, damaged, or lacks weights.
         """
-        folder = mllm_folder(path, revision)
+        folder = model_folder(path, revision)
         tower = cls(config_json(folder), *pixel_statistics(folder))
         _load(tower.shell, vision_weights(folder, whole_names=True), f"mllm.path: {folder.name}")
         return tower.to(dtype)

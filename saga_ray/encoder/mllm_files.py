@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -12,47 +11,6 @@ from torch import Tensor
 
 VISION_PREFIXES = ("model.visual.", "visual.")
 _OF_VISION = ("visual.", "vision_tower.", "multi_modal_projector.", "vision_model.", "connector.")
-_PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.txt", "*.yaml"]
-
-
-def mllm_folder(path: str | None, revision: str | None = None) -> Path:
-    """The local folder of an MLLM: a folder as it is, a hub id downloaded at its pinned revision, None the bundled demo model.
-
-    Raises:
-        ValueError: if there is no such folder, or the hub cannot be reached.
-    """
-    if path is None:
-        return _checked(Path(str(files("saga_ray"))) / "mllm" / "demo" / "weights", "mllm.path: null")
-    if Path(path).expanduser().is_dir():
-        return _checked(Path(path).expanduser(), f"mllm.path: {path}")
-    if path.startswith((".", "/", "~")) or path.count("/") != 1:
-        raise ValueError(f"mllm.path: {path} is neither a folder nor a hub id such as Qwen/Qwen3-VL-8B-Instruct")
-    from huggingface_hub import snapshot_download
-
-    if revision is None:
-        raise ValueError(
-            f"mllm.revision: missing for the hub id {path}; name the commit to use, or give a local folder as mllm.path"
-        )
-    try:
-        return _checked(
-            Path(snapshot_download(path, revision=revision, allow_patterns=_PATTERNS)), f"mllm.path: {path}"
-        )
-    except Exception as error:  # the hub client raises many kinds, all meaning that we did not get the files
-        if isinstance(error, ValueError) and str(error).startswith("mllm.path"):
-            raise
-        raise ValueError(
-            f"mllm.path: {path} at revision {revision} could not be loaded from the hub ({type(error).__name__}); "
-            f"download it and give the folder as mllm.path, or use --recipe demo"
-        ) from None
-
-
-def _checked(folder: Path, key: str) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"{key}: {folder.name} is not the folder of an MLLM (no config.json); "
-            f"name a folder with config.json and *.safetensors"
-        )
-    return folder
 
 
 def config_json(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import (
 from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
 
 from saga_ray.encoder.base import Tower, as_patches, check_multiple
-from saga_ray.encoder.mllm_files import mllm_folder, pixel_statistics, vision_config, vision_weights
+from saga_ray.encoder.mllm_files import pixel_statistics, vision_config, vision_weights
+from saga_ray.model_folder import model_folder
 from saga_ray.types import VisualTokens
 
 
@@ -49,7 +50,7 @@ class VisionTower(Tower):
         Raises:
             ValueError: if the folder is missing, damaged, or of another family.
         """
-        folder = mllm_folder(path, revision)
+        folder = model_folder(path, revision)
         mean, std = pixel_statistics(folder)
         tower = cls(vision_config(folder), mean, std)
         _load(tower.visual, vision_weights(folder), f"mllm.path: {folder.name}")

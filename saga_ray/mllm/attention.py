@@ -23,23 +23,23 @@ from saga_ray.mllm.two_part import two_part_attention
 NAME = "saga_ray"
 
 
+@dataclass(frozen=True)
+class NewRows:
+    """What a layer asks of R new rows of S sequences."""
+
+    query_SHRd: Tensor
+    key_SKRd: Tensor
+    value_SKRd: Tensor
+    scaling: float
+    window: int | None = None
+    """A row sees this many rows, itself included; None sees all. The layer's own."""
+
+
 class Memory(Protocol):
     """Keys and values of what a row may attend to."""
 
-    def attend(
-        self,
-        layer: int,
-        query_SHRd: Tensor,
-        key_SKRd: Tensor,
-        value_SKRd: Tensor,
-        scaling: float,
-        window: int | None = None,
-    ) -> Tensor:
-        """Attention output (S, H, R, d) of new rows over the memory and themselves.
-
-        Args:
-            window: A row sees this many rows, itself included; None sees all. The layer's own.
-        """
+    def attend(self, layer: int, new: NewRows) -> Tensor:
+        """Attention output (S, H, R, d) of new rows over the memory and themselves."""
         ...
 
 
@@ -49,8 +49,8 @@ def install(model: nn.Module) -> None:
     def attention(module, query, key, value, attention_mask, *, memory: Memory | None = None, scaling=None, **kwargs):  # type: ignore[no-untyped-def]
         if memory is None:
             return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        window = kwargs.get("sliding_window")
-        return memory.attend(module.layer_idx, query, key, value, scaling, window).transpose(1, 2), None
+        new = NewRows(query, key, value, scaling, kwargs.get("sliding_window"))
+        return memory.attend(module.layer_idx, new).transpose(1, 2), None
 
     AttentionInterface.register(NAME, attention)
     # Without this the library passes no mask at all to a function that it does not know.
@@ -107,74 +107,65 @@ class PrefixMemory:
     blocks: Sequence[tuple[int, int]] = ()
     split: bool = False
 
-    def attend(
-        self,
-        layer: int,
-        query_SHRd: Tensor,
-        key_SKRd: Tensor,
-        value_SKRd: Tensor,
-        scaling: float,
-        window: int | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, new: NewRows) -> Tensor:
         assert layer == len(self.made), "layers run in order"
-        self.made.append((key_SKRd, value_SKRd))
-        num_rows = query_SHRd.shape[2]
+        key_SKCd, value_SKCd = new.key_SKRd, new.value_SKRd
+        self.made.append((key_SKCd, value_SKCd))
         num_before = 0
-        if self.split and self.before and window is None and not self.blocks:
-            return two_part_attention(query_SHRd, self.before[layer], key_SKRd, value_SKRd, scaling)
+        if self.split and self.before and new.window is None and not self.blocks:
+            return two_part_attention(new.query_SHRd, self.before[layer], key_SKCd, value_SKCd, new.scaling)
         if self.before:
-            key_before, value_before = (x.expand(len(query_SHRd), -1, -1, -1) for x in self.before[layer])
+            key_before, value_before = (x.expand(len(key_SKCd), -1, -1, -1) for x in self.before[layer])
             num_before = key_before.shape[2]
-            key_SKRd = torch.cat((key_before, key_SKRd), dim=2)
-            value_SKRd = torch.cat((value_before, value_SKRd), dim=2)
-        mask = causal_mask(num_before, num_rows, query_SHRd.device, window, self.blocks)
-        return grouped_attention(query_SHRd, key_SKRd, value_SKRd, mask, scaling)
+            key_SKCd = torch.cat((key_before, key_SKCd), dim=2)
+            value_SKCd = torch.cat((value_before, value_SKCd), dim=2)
+        mask = causal_mask(num_before, new.query_SHRd.shape[2], key_SKCd.device, new.window, self.blocks)
+        return grouped_attention(new.query_SHRd, key_SKCd, value_SKCd, mask, new.scaling)
 
 
-class DecodeMemory:
-    """Growing keys and values of S answers that are written token by token, no graph.
+class AnswerMemory:
+    """Keys and values of S answers that grow behind their prefixes, no graph; how they grow is for the classes below it.
 
     Args:
         prefix: (key, value) of (P, K, C, d) per layer.
         group_size: Answers per pair; row p * group_size + g continues prefix p.
-        max_new: Tokens that an answer may have.
+        max_new: Rows that an answer may have behind its prefix.
     """
 
     def __init__(self, prefix: list[tuple[Tensor, Tensor]], group_size: int, max_new: int) -> None:
-        self.length = prefix[0][0].shape[2]
-        self._buffers = []
-        for key_value in prefix:
-            buffers = []
-            for x_PKCd in key_value:
-                P, K, C, d = x_PKCd.shape
-                buffer = x_PKCd.new_empty(P * group_size, K, C + max_new, d)
-                buffer.view(P, group_size, K, C + max_new, d)[:, :, :, :C] = x_PKCd.detach()[:, None]
-                buffers.append(buffer)
-            self._buffers.append(buffers)
+        self.buffers = [tuple(_with_room(x_PKCd, group_size, max_new) for x_PKCd in layer) for layer in prefix]
 
-    def attend(
-        self,
-        layer: int,
-        query_SHRd: Tensor,
-        key_SKRd: Tensor,
-        value_SKRd: Tensor,
-        scaling: float,
-        window: int | None = None,
-    ) -> Tensor:
+    def keep(self, rows: Tensor) -> None:
+        """Drop every answer but `rows`."""
+        self.buffers = [tuple(buffer[rows.to(buffer.device)] for buffer in layer) for layer in self.buffers]
+
+
+def _with_room(x_PKCd: Tensor, group_size: int, max_new: int) -> Tensor:
+    """Each prefix G times, with room behind it. Zeros, since what is masked must still be finite."""
+    P, K, C, d = x_PKCd.shape
+    buffer = x_PKCd.new_zeros(P, group_size, K, C + max_new, d)
+    buffer[:, :, :, :C] = x_PKCd.detach()[:, None]
+    return buffer.flatten(0, 1)
+
+
+class DecodeMemory(AnswerMemory):
+    """Answers that are written token by token, all of one length."""
+
+    def __init__(self, prefix: list[tuple[Tensor, Tensor]], group_size: int, max_new: int) -> None:
+        super().__init__(prefix, group_size, max_new)
+        self.length = prefix[0][0].shape[2]
+
+    def attend(self, layer: int, new: NewRows) -> Tensor:
         end = self.length + 1
-        start = 0 if window is None else max(0, end - window)
-        key, value = self._buffers[layer]
-        key[:, :, self.length : end] = key_SKRd
-        value[:, :, self.length : end] = value_SKRd
-        return grouped_attention(query_SHRd, key[:, :, start:end], value[:, :, start:end], None, scaling)
+        start = 0 if new.window is None else max(0, end - new.window)
+        key, value = self.buffers[layer]
+        key[:, :, self.length : end] = new.key_SKRd
+        value[:, :, self.length : end] = new.value_SKRd
+        return grouped_attention(new.query_SHRd, key[:, :, start:end], value[:, :, start:end], None, new.scaling)
 
     def advance(self) -> None:
         """One token was written in every layer."""
         self.length += 1
-
-    def keep(self, rows: Tensor) -> None:
-        """Drop every answer but `rows`."""
-        self._buffers = [[buffer[rows.to(buffer.device)] for buffer in buffers] for buffers in self._buffers]
 
 
 @dataclass
@@ -189,33 +180,24 @@ class ResponseMemory:
     capture: Capture | None = None
     split: bool = False
 
-    def attend(
-        self,
-        layer: int,
-        query_SHRd: Tensor,
-        key_SKRd: Tensor,
-        value_SKRd: Tensor,
-        scaling: float,
-        window: int | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, new: NewRows) -> Tensor:
         key_PKCd, value_PKCd = self.prefix[layer]
-        S, _, R, _ = query_SHRd.shape
-        num_answers = S // len(key_PKCd)
+        num_answers = len(new.key_SKRd) // len(key_PKCd)
 
-        def behind(before: Tensor, new: Tensor) -> Tensor:
+        def behind(before: Tensor, own: Tensor) -> Tensor:
             # Expanded, not indexed: its backward is a plain sum, in a fixed order on every device.
             shared = before[:, None].expand(-1, num_answers, -1, -1, -1).flatten(0, 1)
-            return torch.cat((shared, new), dim=2)
+            return torch.cat((shared, own), dim=2)
 
         num_before = key_PKCd.shape[2]
         if self.capture is not None and layer == self.capture.layer:
             with torch.no_grad():
-                self.capture.take(query_SHRd, behind(key_PKCd, key_SKRd), num_before, scaling, window)
-        if self.split and window is None:
-            return two_part_attention(query_SHRd, self.prefix[layer], key_SKRd, value_SKRd, scaling)
-        key_SKCd, value_SKCd = behind(key_PKCd, key_SKRd), behind(value_PKCd, value_SKRd)
-        mask = causal_mask(num_before, R, query_SHRd.device, window)
-        return grouped_attention(query_SHRd, key_SKCd, value_SKCd, mask, scaling)
+                self.capture.take(new, behind(key_PKCd, new.key_SKRd))
+        if self.split and new.window is None:
+            return two_part_attention(new.query_SHRd, self.prefix[layer], new.key_SKRd, new.value_SKRd, new.scaling)
+        key_SKCd, value_SKCd = behind(key_PKCd, new.key_SKRd), behind(value_PKCd, new.value_SKRd)
+        mask = causal_mask(num_before, new.query_SHRd.shape[2], key_SKCd.device, new.window)
+        return grouped_attention(new.query_SHRd, key_SKCd, value_SKCd, mask, new.scaling)
 
 
 @dataclass
@@ -235,12 +217,12 @@ class Capture:
     columns: tuple[tuple[int, int], tuple[int, int]]
     sums_S2T: list[list[Tensor | None]] = field(default_factory=list)
 
-    def take(
-        self, query_SHRd: Tensor, key_SKCd: Tensor, num_before: int, scaling: float, window: int | None = None
-    ) -> None:
-        """Read the rows' attention from queries and keys; float32 at least."""
+    def take(self, new: NewRows, key_SKCd: Tensor) -> None:
+        """Read the rows' attention from their queries and all keys up to their own; float32 at least."""
+        query_SHRd, window = new.query_SHRd, new.window
         wide = torch.promote_types(query_SHRd.dtype, torch.float32)
         num_heads, num_key_heads, num_keys = query_SHRd.shape[1], key_SKCd.shape[1], key_SKCd.shape[2]
+        num_before = num_keys - query_SHRd.shape[2]
         for answer, rows_of_images in enumerate(self.rows):
             rows = [row for rows in rows_of_images for row in rows]
             if not rows:
@@ -248,7 +230,7 @@ class Capture:
                 continue
             index_n = torch.tensor(rows, device=query_SHRd.device)
             query_KSd = query_SHRd[answer][:, index_n].to(wide).reshape(num_key_heads, -1, query_SHRd.shape[3])
-            scores_KSC = query_KSd @ key_SKCd[answer].to(wide).transpose(1, 2) * scaling
+            scores_KSC = query_KSd @ key_SKCd[answer].to(wide).transpose(1, 2) * new.scaling
             scores_HnC = scores_KSC.view(num_heads, len(rows), num_keys)
             columns_C, own_n1 = torch.arange(num_keys, device=index_n.device), (num_before + index_n)[:, None]
             unseen_nC = columns_C > own_n1

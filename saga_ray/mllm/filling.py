@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from saga_ray.mllm.attention import AnswerMemory, NewRows
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.sampling import Completions, draw
 from saga_ray.mllm.template import FED, Template, Walk
@@ -53,45 +54,33 @@ class _Row:
         return [last_prompt_id, *self.ids][self.num_seen :]
 
 
-class RaggedMemory:
-    """Keys and values of S answers of different lengths behind their prefixes, no graph.
-
-    Args:
-        prefix: (key, value) of (P, K, C, d) per layer.
-        group_size: Answers per pair; row p * group_size + g continues prefix p.
-        max_new: Tokens that may be fed behind the prefix, with the width of one round.
-    """
+class RaggedMemory(AnswerMemory):
+    """Answers of different lengths; `max_new` includes the width of one round."""
 
     def __init__(self, prefix: list[tuple[Tensor, Tensor]], group_size: int, max_new: int) -> None:
+        super().__init__(prefix, group_size, max_new)
         num_pairs, _, num_before, _ = prefix[0][0].shape
         self.lengths_S = torch.full((num_pairs * group_size,), num_before, device=prefix[0][0].device)
-        self._buffers = [[_with_room(x_PKCd, group_size, max_new) for x_PKCd in key_value] for key_value in prefix]
 
-    def attend(
-        self,
-        layer: int,
-        query_SHRd: Tensor,
-        key_SKRd: Tensor,
-        value_SKRd: Tensor,
-        scaling: float,
-        window: int | None = None,
-    ) -> Tensor:
-        S, H, R, d = query_SHRd.shape
-        num_key_heads = key_SKRd.shape[1]
-        columns_SR = self.lengths_S.to(query_SHRd.device)[:, None] + torch.arange(R, device=query_SHRd.device)
-        rows_S1 = torch.arange(S, device=query_SHRd.device)[:, None]
+    def attend(self, layer: int, new: NewRows) -> Tensor:
+        S, H, R, d = new.query_SHRd.shape
+        num_key_heads, device = new.key_SKRd.shape[1], new.query_SHRd.device
+        columns_SR = self.lengths_S.to(device)[:, None] + torch.arange(R, device=device)
+        rows_S1 = torch.arange(S, device=device)[:, None]
         end = int(self.lengths_S.max()) + R
-        key, value = self._buffers[layer]
-        key[rows_S1, :, columns_SR] = key_SKRd.transpose(1, 2)
-        value[rows_S1, :, columns_SR] = value_SKRd.transpose(1, 2)
-        place_C = torch.arange(end, device=query_SHRd.device)
+        key, value = self.buffers[layer]
+        key[rows_S1, :, columns_SR] = new.key_SKRd.transpose(1, 2)
+        value[rows_S1, :, columns_SR] = new.value_SKRd.transpose(1, 2)
+        place_C = torch.arange(end, device=device)
         seen_SRC = place_C <= columns_SR[:, :, None]
-        if window is not None:
-            seen_SRC &= place_C > columns_SR[:, :, None] - window
+        if new.window is not None:
+            seen_SRC &= place_C > columns_SR[:, :, None] - new.window
         # Heads that share keys stand in the row axis, so that nothing is repeated.
-        packed = query_SHRd.reshape(S, num_key_heads, -1, d)
+        packed = new.query_SHRd.reshape(S, num_key_heads, -1, d)
         mask = seen_SRC[:, None].repeat(1, 1, H // num_key_heads, 1)
-        found = scaled_dot_product_attention(packed, key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=scaling)
+        found = scaled_dot_product_attention(
+            packed, key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=new.scaling
+        )
         return found.reshape(S, H, R, d)
 
     def advance(self, num_S: Tensor) -> None:
@@ -99,17 +88,8 @@ class RaggedMemory:
         self.lengths_S = self.lengths_S + num_S
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every answer but `rows`."""
+        super().keep(rows)
         self.lengths_S = self.lengths_S[rows]
-        self._buffers = [[buffer[rows.to(buffer.device)] for buffer in buffers] for buffers in self._buffers]
-
-
-def _with_room(x_PKCd: Tensor, group_size: int, max_new: int) -> Tensor:
-    """Each prefix G times, with room behind it. Zeros, since what is masked must still be finite."""
-    P, K, C, d = x_PKCd.shape
-    buffer = x_PKCd.new_zeros(P, group_size, K, C + max_new, d)
-    buffer[:, :, :, :C] = x_PKCd.detach()[:, None]
-    return buffer.flatten(0, 1)
 
 
 @torch.no_grad()

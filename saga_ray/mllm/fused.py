@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
+from saga_ray.mllm.attention import NewRows
 from saga_ray.mllm.frozen import FrozenMLLM
 
 
@@ -78,7 +79,7 @@ class FusedLayer(Qwen3VLTextDecoderLayer):
             attention.q_norm.variance_epsilon,
             attention.num_key_value_groups,
         )
-        out_SHRd = memory.attend(attention.layer_idx, query, key, value, attention.scaling)
+        out_SHRd = memory.attend(attention.layer_idx, NewRows(query, key, value, attention.scaling))
         out = F.linear(out_SHRd.transpose(1, 2).reshape(S, R, -1), attention.o_proj.weight, attention.o_proj.bias)
         hidden_states, normed = work.add_norm(hidden_states, out, second.weight, second.variance_epsilon)
         return hidden_states + self.mlp.down_proj(work.gate(F.linear(normed, self.joined_gate_up)))

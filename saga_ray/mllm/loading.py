@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,67 +25,13 @@ from saga_ray.mllm.exact import exact_float64
 from saga_ray.mllm.families import Family, family_named, refusal_of
 from saga_ray.mllm.frozen import FrozenMLLM
 from saga_ray.mllm.fused import fuse
-from saga_ray.mllm.prompt import OWN_PROMPT
 from saga_ray.mllm.two_part import can_be_split
+from saga_ray.model_folder import ELSEWHERE, first_line, model_folder
 
-HUB_TIMEOUT_S = 10.0
-_ELSEWHERE = "name a local folder with --set mllm.path=DIR, or use --recipe demo"
 _NEEDED = {
-    "config.json": ("config.json",),
     "a tokenizer": ("tokenizer.json",),
     "a processor": ("preprocessor_config.json", "processor_config.json"),
 }
-
-
-def resolve_folder(config: MLLMConfig) -> Path:
-    """The local folder of the configured MLLM; a hub id is fetched at its pinned revision.
-
-    Raises:
-        ValueError: what is missing and what to do.
-    """
-    if config.path is None:
-        folder = Path(str(files("saga_ray").joinpath("mllm", "demo", "weights")))
-        if not (folder / "config.json").is_file():
-            raise ValueError(
-                f"mllm.path: the bundled demo model is not in {folder}; make it with `python -m saga_ray.mllm.demo.make`"
-            )
-        return folder
-    folder = Path(config.path).expanduser()
-    if folder.exists():
-        return folder
-    looks_like_id = config.path.count("/") == 1 and not config.path.startswith((".", "/", "~"))
-    if not looks_like_id:
-        raise ValueError(f"mllm.path: {config.path} does not exist; {_ELSEWHERE}")
-    if config.revision is None:
-        raise ValueError(
-            f"mllm.revision: missing for the hub model {config.path}; pin its commit with --set mllm.revision=COMMIT, or {_ELSEWHERE}"
-        )
-    return _snapshot(config.path, config.revision)
-
-
-def _snapshot(repo: str, revision: str) -> Path:
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HFValidationError, HTTPError, LocalEntryNotFoundError
-
-    # No pickles, no code: what is not fetched cannot be run.
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.txt", OWN_PROMPT]
-    try:
-        with contextlib.suppress(LocalEntryNotFoundError):
-            # A pinned commit never changes: once fetched, the hub is not asked again.
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns, local_files_only=True))
-        # One question first: the download itself would try again for a minute before it gives up.
-        HfApi().model_info(repo, revision=revision, timeout=HUB_TIMEOUT_S)
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
-    except HFValidationError:
-        raise ValueError(f"mllm.path: {repo} is neither a folder nor a hub id; {_ELSEWHERE}") from None
-    except (HTTPError, OSError) as error:
-        raise ValueError(
-            f"mllm.path: the hub model {repo} at {revision} cannot be reached ({_first_line(error)}); {_ELSEWHERE}"
-        ) from None
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def check_folder(folder: Path) -> None:
@@ -95,25 +40,23 @@ def check_folder(folder: Path) -> None:
     Raises:
         ValueError: what is missing or not supported.
     """
-    if not folder.is_dir():
-        raise ValueError(f"mllm.path: {folder} is not a folder; {_ELSEWHERE}")
     for what, names in _NEEDED.items():
         if not any((folder / name).is_file() for name in names):
             raise ValueError(
-                f"mllm.path: {folder} is not an MLLM folder: {what} ({' or '.join(names)}) is missing; {_ELSEWHERE}"
+                f"mllm.path: {folder} is not an MLLM folder: {what} ({' or '.join(names)}) is missing; {ELSEWHERE}"
             )
     if not any(folder.glob("*.safetensors")):
         raise ValueError(
-            f"mllm.path: {folder} holds no *.safetensors; other weight formats are never read, convert them or {_ELSEWHERE}"
+            f"mllm.path: {folder} holds no *.safetensors; other weight formats are never read, convert them or {ELSEWHERE}"
         )
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         family = config.get("model_type")
     except (OSError, UnicodeDecodeError, ValueError, AttributeError):
-        raise ValueError(f"mllm.path: {folder / 'config.json'} is not a JSON object; {_ELSEWHERE}") from None
+        raise ValueError(f"mllm.path: {folder / 'config.json'} is not a JSON object; {ELSEWHERE}") from None
     if reason := refusal_of(config):
         raise ValueError(
-            f"mllm.path: {folder} holds a model of family '{family}', which is refused: {reason}; {_ELSEWHERE}"
+            f"mllm.path: {folder} holds a model of family '{family}', which is refused: {reason}; {ELSEWHERE}"
         )
 
 
@@ -138,7 +81,7 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     Raises:
         ValueError: one sentence with the folder and what to do.
     """
-    folder = resolve_folder(config)
+    folder = model_folder(config.path, config.revision)
     check_folder(folder)
     device = device or choose_device()
     dtype = choose_dtype(config.dtype, device)
@@ -146,7 +89,7 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     if spread and find_spec("accelerate") is None:
         raise ValueError(
             "mllm.device_map: auto needs the package accelerate; install it (pip install accelerate), or set "
-            f"mllm.device_map=one; to go on without, {_ELSEWHERE}"
+            f"mllm.device_map=one; to go on without, {ELSEWHERE}"
         )
     try:
         with _no_progress_bars():
@@ -161,10 +104,10 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
                 **spread,
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, SafetensorError) as error:
-        raise ValueError(f"mllm.path: {folder} cannot be loaded ({_first_line(error)}); {_ELSEWHERE}") from error
+        raise ValueError(f"mllm.path: {folder} cannot be loaded ({first_line(error)}); {ELSEWHERE}") from error
     # The library fills what is missing with random numbers and only warns.
     if lacking := sorted(report["missing_keys"]):
-        raise ValueError(f"mllm.path: {folder} lacks weights, the first is {lacking[0]}; {_ELSEWHERE}")
+        raise ValueError(f"mllm.path: {folder} lacks weights, the first is {lacking[0]}; {ELSEWHERE}")
     if not spread:
         model.to(device)
     model.eval().requires_grad_(False)

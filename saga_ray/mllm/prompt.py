@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from saga_ray.mllm.answers import written_answer
 from saga_ray.mllm.marks import ImageMarks
 from saga_ray.mllm.vocabulary import checked_vocabulary
+from saga_ray.model_folder import OWN_PROMPT
 from saga_ray.yaml_text import load_yaml, parse_yaml
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OWN_PROMPT = "saga_prompt.yaml"
 VOCABULARIES = {
     "cub": "birds",
     "inat-aves": "birds",

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saga_ray.mllm.attention import NewRows
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.nucleus import draw_on_device
 from saga_ray.mllm.sampling import Completions, draw
@@ -69,29 +70,21 @@ class SlotMemory:
             value[slot].copy_(new_value[pair])
         self.length_S[slot * self.group_size : (slot + 1) * self.group_size] = 0
 
-    def attend(
-        self,
-        layer: int,
-        query_SHRd: Tensor,
-        key_SKRd: Tensor,
-        value_SKRd: Tensor,
-        scaling: float,
-        window: int | None = None,
-    ) -> Tensor:
-        assert window is None, "sliding windows are not for slots"
-        S, H, _, d = query_SHRd.shape
-        K = key_SKRd.shape[1]
+    def attend(self, layer: int, new: NewRows) -> Tensor:
+        assert new.window is None, "sliding windows are not for slots"
+        S, H, _, d = new.query_SHRd.shape
+        K = new.key_SKRd.shape[1]
         own_key, own_value = self.own[layer]
         place_SK1d = self.length_S[:, None, None, None].expand(S, K, 1, d)
-        own_key.scatter_(2, place_SK1d, key_SKRd)
-        own_value.scatter_(2, place_SK1d, value_SKRd)
+        own_key.scatter_(2, place_SK1d, new.key_SKRd)
+        own_value.scatter_(2, place_SK1d, new.value_SKRd)
         key, value = (x.flatten(0, 1) for x in self.before[layer])
         own_key, own_value = (x.flatten(0, 1)[:, : self.reach] for x in (own_key, own_value))
-        query_Sd = query_SHRd.reshape(S * K, H // K, d)
+        query_Sd = new.query_SHRd.reshape(S * K, H // K, d)
         scores_before = _product(self._of_pairs(query_Sd, K), key.transpose(1, 2))
         scores_own = _product(query_Sd, own_key.transpose(1, 2)).view(S, K, H // K, -1)
         for_before, for_own = self._weigh(
-            _of_answers(scores_before, S, K, H // K), scores_own, self.length_S, scaling, query_Sd.dtype
+            _of_answers(scores_before, S, K, H // K), scores_own, self.length_S, new.scaling, query_Sd.dtype
         )
         from_before = self._of_pairs(for_before.flatten(0, 1), K) @ value
         from_own = for_own.flatten(0, 1) @ own_value

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from saga_ray.config import RunConfig
 from saga_ray.mllm.frozen import weights_hash
-from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer, resolve_folder
+from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer
 from saga_ray.mllm.prompt import Prompt, prompt_texts
+from saga_ray.model_folder import model_folder
 from saga_ray.scorer.engine import code_hash, longest_answer, prompt_hash
 from saga_ray.scorer.prompt import prompt_in
 
@@ -25,7 +26,7 @@ def expected_identity(config: RunConfig) -> dict[str, str]:
     Raises:
         ValueError: as `run_prompt`.
     """
-    folder = resolve_folder(config.mllm)
+    folder = model_folder(config.mllm.path, config.mllm.revision)
     check_folder(folder)
     prompt = prompt_in(config, folder)
     asked = prompt_hash(prompt, _texts(prompt, folder), longest_answer(prompt, config))

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from saga_ray.config import RunConfig
-from saga_ray.mllm.loading import check_folder, resolve_folder
+from saga_ray.mllm.loading import check_folder
 from saga_ray.mllm.prompt import OWN_PROMPT, Prompt, load_prompt, prompt_from_vocabulary
 from saga_ray.mllm.vocabulary import load_vocabulary
+from saga_ray.model_folder import model_folder
 
 
 def prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
@@ -40,6 +41,6 @@ def run_prompt(config: RunConfig) -> Prompt:
     Raises:
         ValueError: for an MLLM folder, a vocabulary or a prompt file that cannot be used.
     """
-    folder = resolve_folder(config.mllm)
+    folder = model_folder(config.mllm.path, config.mllm.revision)
     check_folder(folder)
     return prompt_in(config, folder)

@@ -151,12 +151,12 @@ _FINGERPRINTS: dict[str, str] = {}
 
 @functools.cache
 def _weights(path: str | None, revision: str | None) -> str:
-    from saga_ray.encoder.mllm_files import mllm_folder
+    from saga_ray.model_folder import model_folder
 
     if revision is not None and path is not None and not Path(path).expanduser().is_dir():
         return revision[:16]  # a commit of a hub says it all
     digest = hashlib.sha256()
-    for file in sorted(mllm_folder(path, revision).iterdir()):
+    for file in sorted(model_folder(path, revision).iterdir()):
         if file.suffix in (".safetensors", ".json", ".yaml", ".jinja") and file.name != "card.json":
             digest.update(f"{file.name}:{file.stat().st_size}".encode())
             with file.open("rb") as stream:

@@ -107,7 +107,7 @@ def test_an_image_size_that_does_not_fit_is_refused_with_its_key(folder: Path) -
 
 
 def test_what_is_not_a_qwen3_vl_folder_is_refused_in_a_sentence(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"mllm\.path: .*no config\.json"):
+    with pytest.raises(ValueError, match=r"mllm\.path: .*config\.json is missing"):
         VisionTower.from_mllm_folder(str(tmp_path))
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5]}')
@@ -119,5 +119,5 @@ def test_what_is_not_a_qwen3_vl_folder_is_refused_in_a_sentence(tmp_path: Path) 
 
 
 def test_a_hub_id_without_revision_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"mllm\.revision: missing for the hub id someone/model"):
+    with pytest.raises(ValueError, match=r"mllm\.revision: missing for the hub model someone/model"):
         VisionTower.from_mllm_folder("someone/model")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saga_ray.bench.random_mllm import MLLMShape, random_mllm
-from saga_ray.mllm.attention import PrefixMemory, ResponseMemory
+from saga_ray.mllm.attention import NewRows, PrefixMemory, ResponseMemory
 from saga_ray.mllm.exact import exact_float64
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.fused import fuse, unfuse
@@ -135,12 +135,12 @@ def test_attention_in_two_parts_equals_attention_over_both(dtype: torch.dtype) -
     direction = random(6, 4, 5, 16).detach()
     found = []
     for split in (True, False):
-        out = ResponseMemory([before], split=split).attend(0, query, key, value, 0.25)
+        out = ResponseMemory([before], split=split).attend(0, NewRows(query, key, value, 0.25))
         found.append((out, *torch.autograd.grad((out * direction).sum(), (query, key, value, *before))))
     for got, want in zip(*found, strict=True):
         torch.testing.assert_close(got, want, rtol=0, atol=1e-14 if dtype == torch.float64 else 3e-6)
     constant = [tuple(x[:1].detach() for x in before)]
-    got, want = (PrefixMemory(constant, split=s).attend(0, query, key, value, 0.25) for s in (True, False))
+    got, want = (PrefixMemory(constant, split=s).attend(0, NewRows(query, key, value, 0.25)) for s in (True, False))
     torch.testing.assert_close(got, want, rtol=0, atol=1e-14 if dtype == torch.float64 else 3e-6)
 
 

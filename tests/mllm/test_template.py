@@ -188,9 +188,9 @@ def test_given_answers_take_the_templates_form(mllm: FrozenMLLM) -> None:
 
 
 def test_the_demo_mllm_is_fed_differences_since_it_knows_no_answer_without() -> None:
-    from saga_ray.mllm.loading import resolve_folder
+    from saga_ray.model_folder import model_folder
 
-    folder = resolve_folder(MLLMConfig())
+    folder = model_folder(None)
     demo, prompt = load_mllm(MLLMConfig()), load_prompt("demo", "structured", folder)
     template = Template(demo, prompt)
     first = {name: words[0] for name, words in prompt.attributes.items()}

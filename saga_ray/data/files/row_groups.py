@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from saga_ray.data.files.places import Place, without_password
-from saga_ray.data.files.sources import decode_rows
+from saga_ray.data.files.sources import StoredImages
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,7 +22,7 @@ CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, eq=False)
-class ParquetSource:
+class ParquetSource(StoredImages):
     """Images in row groups of Parquet files (a `FileSource`); small and picklable."""
 
     root: str
@@ -46,29 +44,9 @@ class ParquetSource:
         file, group, place = self.place_N3[row].tolist()
         return _CACHE.images(self.root, self.files[file], group, self.column)[place]
 
-    def size_of(self, row: int) -> int:
-        """Number of its bytes."""
-        return int(self.length_N[row])
-
-    def sha256_of(self, row: int) -> str:
-        """SHA-256 of its bytes, in hexadecimal digits."""
-        return hashlib.sha256(self.read(row)).hexdigest()
-
-    def file_name(self, row: int) -> str:
-        """The name that the file had."""
-        return self.names[row]
-
-    def name(self, row: int) -> str:
-        """What to call an image in a message."""
-        return f"{without_password(self.root).rstrip('/')}/{self.files[self.place_N3[row, 0]]}: image {self.names[row]}"
-
-    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """Decode `rows` into uint8 (N, size, size, 3), as files are decoded.
-
-        Raises:
-            BrokenImageError: for the first image that cannot be decoded.
-        """
-        return decode_rows(self, rows, size)
+    def place_of(self, row: int) -> str:
+        """The file that holds an image."""
+        return self.files[self.place_N3[row, 0]]
 
 
 class RowGroups:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from saga_ray.data.files.places import without_password
 from saga_ray.data.pixels.draft import decode_draft
 from saga_ray.data.pixels.images import BrokenImageError, decode
-from saga_ray.types import FileSource
+
+Decoder = Callable[..., np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,11 +39,7 @@ class FolderSource:
         Raises:
             BrokenImageError: for the first file that cannot be decoded.
         """
-        decoder = decode_draft if self.draft else decode
-        images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        for place, row in enumerate(rows):
-            images_NHWC[place] = decoder(self.path(row), size, self.cut_bottom)
-        return images_NHWC
+        return _stacked(rows, size, self.draft, lambda row, decoder: decoder(self.path(row), size, self.cut_bottom))
 
     def path(self, row: int) -> Path:
         """The file behind a row."""
@@ -80,17 +78,61 @@ class FolderSource:
             ) from None
 
 
-def decode_rows(source: FileSource, rows: Sequence[int], size: int) -> np.ndarray:
-    """Decode rows from their bytes, as files are decoded: uint8 (N, size, size, 3).
+class StoredImages:
+    """What sources share whose images are bytes inside larger files: below it stand `read`, `length_N`, `names` and `place_of`."""
 
-    Raises:
-        BrokenImageError: for the first image that cannot be decoded.
-    """
-    decoder = decode_draft if source.draft else decode
+    length_N: np.ndarray
+    """Bytes of each image."""
+    names: tuple[str, ...]
+    """Image ids, for messages."""
+    root: str
+    cut_bottom: int
+    draft: bool
+
+    def read(self, row: int) -> bytes:
+        """The bytes of an image."""
+        raise NotImplementedError
+
+    def place_of(self, row: int) -> str:
+        """The file that holds an image, below the root."""
+        raise NotImplementedError
+
+    def size_of(self, row: int) -> int:
+        """Number of its bytes."""
+        return int(self.length_N[row])
+
+    def sha256_of(self, row: int) -> str:
+        """SHA-256 of its bytes, in hexadecimal digits."""
+        return hashlib.sha256(self.read(row)).hexdigest()
+
+    def file_name(self, row: int) -> str:
+        """The name that the file had."""
+        return self.names[row]
+
+    def name(self, row: int) -> str:
+        """What to call an image in a message."""
+        return f"{without_password(self.root).rstrip('/')}/{self.place_of(row)}: image {self.names[row]}"
+
+    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
+        """Decode `rows` into uint8 (N, size, size, 3), as files are decoded.
+
+        Raises:
+            BrokenImageError: for the first image that cannot be decoded.
+            ValueError: for bytes that cannot be read.
+        """
+
+        def decoded(row: int, decoder: Decoder) -> np.ndarray:
+            try:
+                return decoder(io.BytesIO(self.read(row)), size, self.cut_bottom)
+            except BrokenImageError as error:
+                raise BrokenImageError(self.name(row), error.reason) from None
+
+        return _stacked(rows, size, self.draft, decoded)
+
+
+def _stacked(rows: Sequence[int], size: int, draft: bool, decoded: Callable[[int, Decoder], np.ndarray]) -> np.ndarray:
+    decoder = decode_draft if draft else decode
     images_NHWC = np.empty((len(rows), size, size, 3), dtype=np.uint8)
     for place, row in enumerate(rows):
-        try:
-            images_NHWC[place] = decoder(io.BytesIO(source.read(row)), size, source.cut_bottom)
-        except BrokenImageError as error:
-            raise BrokenImageError(source.name(row), error.reason) from None
+        images_NHWC[place] = decoded(row, decoder)
     return images_NHWC

@@ -8,9 +8,7 @@ unpacked, and memory does not grow with the data. Any Parquet library reads the 
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,7 +17,7 @@ import numpy as np
 
 from saga_ray.data.files.fingerprint import Listed, dataset_fingerprint
 from saga_ray.data.files.places import Place, absolute, without_password
-from saga_ray.data.files.sources import decode_rows
+from saga_ray.data.files.sources import StoredImages
 from saga_ray.data.shards.manifest import ShardManifest, damaged_shard, read_index, read_manifest
 from saga_ray.data.splits import SPLITS
 from saga_ray.types import Dataset, ImageTable
@@ -34,7 +32,7 @@ _OPEN_FILES = 256
 
 
 @dataclass(frozen=True, eq=False)
-class ShardSource:
+class ShardSource(StoredImages):
     """Images inside shards (a `FileSource`); row i of the table is `length_N[i]` bytes at `offset_N[i]` of a shard.
 
     Small and picklable: 24 bytes and a name per image. Files are opened where they are read and stay open there.
@@ -70,30 +68,9 @@ class ShardSource:
             )
         return content
 
-    def size_of(self, row: int) -> int:
-        """Number of its bytes."""
-        return int(self.length_N[row])
-
-    def sha256_of(self, row: int) -> str:
-        """SHA-256 of its bytes, in hexadecimal digits."""
-        return hashlib.sha256(self.read(row)).hexdigest()
-
-    def file_name(self, row: int) -> str:
-        """The name that the file had."""
-        return self.names[row]
-
-    def name(self, row: int) -> str:
-        """What to call an image in a message."""
-        return f"{without_password(self.root).rstrip('/')}/{self.shards[self.shard_N[row]]}: image {self.names[row]}"
-
-    def load(self, rows: Sequence[int], size: int) -> np.ndarray:
-        """Decode `rows` into uint8 (N, size, size, 3), as files are decoded.
-
-        Raises:
-            BrokenImageError: for the first image that cannot be decoded.
-            ValueError: for a damaged shard.
-        """
-        return decode_rows(self, rows, size)
+    def place_of(self, row: int) -> str:
+        """The shard that holds an image."""
+        return self.shards[self.shard_N[row]]
 
 
 @lru_cache(maxsize=_OPEN_FILES)

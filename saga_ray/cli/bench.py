@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from saga_ray.cli.terminal import print_json, progress, result
+
+Report = dict[str, Any]
 
 
 @click.group("bench")
@@ -15,54 +18,30 @@ def command() -> None:
     """Measure what this machine reaches, beside others and beside the limit."""
 
 
-@command.command("data")
-@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
-@click.option("--quick", is_flag=True, help="A few small pictures: shows that it works, measures nothing of interest.")
-def data(as_json: bool, quick: bool) -> None:
-    """Decode photographs with torch's DataLoader, with the stream of a run, and in a bare loop on all cores.
+def _bench(name: str, quick: str, show: Callable[[Report], None]) -> Callable[[Callable[[], tuple]], click.Command]:
+    """A bench's command, from a function that imports (full size, quick size, bench) and whose docstring is the help."""
 
-    Takes some minutes. Everything is written into a temporary folder.
-    """
-    from saga_ray.bench.data import FULL, QUICK, bench_data
+    def made(load: Callable[[], tuple]) -> click.Command:
+        @command.command(name, help=load.__doc__)
+        @click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
+        @click.option(
+            "--quick", "is_quick", is_flag=True, help=f"{quick}: shows that it works, measures nothing of interest."
+        )
+        def run(as_json: bool, is_quick: bool) -> None:
+            full, small, bench = load()
+            with progress() as shown:
+                report = bench(small if is_quick else full, shown)
+            if as_json:
+                print_json(report)
+            else:
+                show(report)
 
-    with progress() as shown:
-        report = bench_data(QUICK if quick else FULL, shown)
-    if as_json:
-        print_json(report)
-    else:
-        _print(report)
+        return run
 
-
-@command.command("serve")
-@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
-@click.option("--quick", is_flag=True, help="Two requests: shows that it works, measures nothing of interest.")
-def serve(as_json: bool, quick: bool) -> None:
-    """Ask the demo MLLM the same in this process and behind Ray Serve, in turn.
-
-    Takes some minutes; requests take a second or more each, on one thread.
-    """
-    from saga_ray.bench.serve import FULL, QUICK, bench_serve
-
-    with progress() as shown:
-        report = bench_serve(QUICK if quick else FULL, shown)
-    if as_json:
-        print_json(report)
-    else:
-        _print_serve(report)
+    return made
 
 
-def _print_serve(report: dict[str, Any]) -> None:
-    request, seconds = report["request"], report["seconds"]
-    result(
-        f"{report['num_cores']} cores, one thread, requests of {request['pairs']} pairs, {request['answers_per_pair']} answers each; "
-        f"{request['bytes_sent'] / 1e6:.1f} MB there, {request['bytes_received'] / 1e6:.1f} MB back"
-    )
-    for place in ("local", "remote"):
-        result(f"{place:7} {statistics.median(seconds[place]):8.3f} s")
-    result(f"overhead of Ray Serve {100 * report['overhead']:.1f} % ({1000 * report['overhead_s']:.0f} ms)")
-
-
-def _print(report: dict[str, Any]) -> None:
+def _show_data(report: Report) -> None:
     rates = report["images_per_s_of"]
     loader = report["dataloader"]
     result(
@@ -83,23 +62,40 @@ def _print(report: dict[str, Any]) -> None:
         result(f"memory, {name:3} files    " + ("not measured here" if mb is None else f"{mb:.0f} MB"))
 
 
-@command.command("signals")
-@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
-@click.option(
-    "--quick", is_flag=True, help="A few pairs and groups: shows that it works, measures nothing of interest."
-)
-def signals(as_json: bool, quick: bool) -> None:
-    """Sample answers about the same pairs again and again: how much does the gradient of every signal vary?
+@_bench("data", "A few small pictures", _show_data)
+def data() -> tuple:
+    """Decode photographs with torch's DataLoader, with the stream of a run, and in a bare loop on all cores.
 
-    On the demo MLLM; takes some minutes. Scales differ between signals: compare noise / signal and the cosine.
+    Takes some minutes. Everything is written into a temporary folder.
     """
-    from saga_ray.bench.signals import FULL, QUICK, bench_signals
+    from saga_ray.bench.data import FULL, QUICK, bench_data
 
-    with progress() as shown:
-        report = bench_signals(QUICK if quick else FULL, shown)
-    if as_json:
-        print_json(report)
-        return
+    return FULL, QUICK, bench_data
+
+
+def _show_serve(report: Report) -> None:
+    request, seconds = report["request"], report["seconds"]
+    result(
+        f"{report['num_cores']} cores, one thread, requests of {request['pairs']} pairs, {request['answers_per_pair']} answers each; "
+        f"{request['bytes_sent'] / 1e6:.1f} MB there, {request['bytes_received'] / 1e6:.1f} MB back"
+    )
+    for place in ("local", "remote"):
+        result(f"{place:7} {statistics.median(seconds[place]):8.3f} s")
+    result(f"overhead of Ray Serve {100 * report['overhead']:.1f} % ({1000 * report['overhead_s']:.0f} ms)")
+
+
+@_bench("serve", "Two requests", _show_serve)
+def serve() -> tuple:
+    """Ask the demo MLLM the same in this process and behind Ray Serve, in turn.
+
+    Takes some minutes; requests take a second or more each, on one thread.
+    """
+    from saga_ray.bench.serve import FULL, QUICK, bench_serve
+
+    return FULL, QUICK, bench_serve
+
+
+def _show_signals(report: Report) -> None:
     size = report["size"]
     result(f"{size['num_pairs']} pairs, {size['group_size']} answers each, sampled {size['num_groups']} times")
     result(f"{'signal':24} {'length':>9} {'noise':>9} {'noise/signal':>12} {'cosine':>7} {'pairs':>6} {'tokens':>7}")
@@ -111,25 +107,18 @@ def signals(as_json: bool, quick: bool) -> None:
         )
 
 
-@command.command("scorer")
-@click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
-@click.option("--quick", is_flag=True, help="A tiny model: shows that it works, measures nothing of interest.")
-def scorer(as_json: bool, quick: bool) -> None:
-    """Turn pairs into token gradients with the scorer, with its public twin and with TRL, and compare with the products' rate.
+@_bench("signals", "A few pairs and groups", _show_signals)
+def signals() -> tuple:
+    """Sample answers about the same pairs again and again: how much does the gradient of every signal vary?
 
-    Takes up to 25 minutes. TRL takes part where `make bench-setup` was run; the model is random and is made here.
+    On the demo MLLM; takes some minutes. Scales differ between signals: compare noise / signal and the cosine.
     """
-    from saga_ray.bench.scorer import FULL, QUICK, bench_scorer
+    from saga_ray.bench.signals import FULL, QUICK, bench_signals
 
-    with progress() as shown:
-        report = bench_scorer(QUICK if quick else FULL, shown)
-    if as_json:
-        print_json(report)
-    else:
-        _print_scorer(report)
+    return FULL, QUICK, bench_signals
 
 
-def _print_scorer(report: dict[str, Any]) -> None:
+def _show_scorer(report: Report) -> None:
     for name, found in report.items():
         if name == "machine":
             continue
@@ -146,3 +135,14 @@ def _print_scorer(report: dict[str, Any]) -> None:
         result(f"  {'gradient error':18} {found['gradient_error']:8.1e}")
         if "absent" in found["trl"]:
             result(f"  TRL: {found['trl']['absent']}")
+
+
+@_bench("scorer", "A tiny model", _show_scorer)
+def scorer() -> tuple:
+    """Turn pairs into token gradients with the scorer, with its public twin and with TRL, and compare with the products' rate.
+
+    Takes up to 25 minutes. TRL takes part where `make bench-setup` was run; the model is random and is made here.
+    """
+    from saga_ray.bench.scorer import FULL, QUICK, bench_scorer
+
+    return FULL, QUICK, bench_scorer

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
+from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, VisualTokens
 
 
@@ -39,3 +42,20 @@ def small_request(
 def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     """|a - b| / |b|."""
     return float((a.double() - b.double()).norm() / b.double().norm())
+
+
+def assert_gradient_is_the_derivative(engine: ScoringEngine, request: ScoreRequest) -> None:
+    """Of the summed loss of the first pair, against central differences: independent of any autograd."""
+    result, pair = engine.score(request), request.pairs[0]
+    grad = result.token_grads_P2LTD[0]
+    direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def loss(step: float) -> float:
+        tokens = request.tokens.tokens_NLTD.clone()
+        tokens[pair.first] += step * direction[0]
+        tokens[pair.second] += step * direction[1]
+        moved = replace(request, tokens=replace(request.tokens, tokens_NLTD=tokens))
+        return -float((engine.score(moved).log_probs_PG * result.advantages_PG).sum())
+
+    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
+    assert numeric == pytest.approx(float((grad * direction).sum()), rel=1e-7)

@@ -26,7 +26,7 @@ from saga_ray.scorer.wire import (
     rounded_result,
 )
 from saga_ray.types import ScoreRequest, ScoreResult
-from tests.helpers.scoring import relative, small_request, small_run_config
+from tests.helpers.scoring import assert_gradient_is_the_derivative, relative, small_request, small_run_config
 from tests.helpers.small_mllm import small_answer
 
 RESULT_TENSORS = (
@@ -100,24 +100,10 @@ def test_gradient_of_given_answers_is_exact_too(folder: Path) -> None:
 
 
 def test_gradient_is_the_derivative_of_the_summed_loss(folder: Path) -> None:
-    """Against central differences: independent of any autograd."""
     engine = build_engine(small_run_config(folder, mllm__dtype="float64"))
     rewards = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
     request = small_request(1, answers=(GIVEN,), rewards_PG=rewards)
-    result = engine.score(request)
-    grad = result.token_grads_P2LTD[0]
-    direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    pair = request.pairs[0]
-
-    def loss(step: float) -> float:
-        tokens = request.tokens.tokens_NLTD.clone()
-        tokens[pair.first] += step * direction[0]
-        tokens[pair.second] += step * direction[1]
-        moved = replace(request, tokens=replace(request.tokens, tokens_NLTD=tokens))
-        return -float((engine.score(moved).log_probs_PG * result.advantages_PG).sum())
-
-    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    assert numeric == pytest.approx(float((grad * direction).sum()), rel=1e-7)
+    assert_gradient_is_the_derivative(engine, request)
 
 
 def test_answers_in_parts_of_a_group_and_logits_in_slices_change_nothing(

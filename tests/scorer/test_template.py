@@ -22,7 +22,7 @@ from saga_ray.scorer.wire import (
     rounded_result,
 )
 from saga_ray.types import ScoreOptions, ScoreRequest, VisualTokens
-from tests.helpers.scoring import relative, small_request, small_run_config
+from tests.helpers.scoring import assert_gradient_is_the_derivative, relative, small_request, small_run_config
 from tests.helpers.small_mllm import small_answer
 
 TEMPLATE = {"prompt__answers": "template"}
@@ -114,23 +114,10 @@ def test_all_answers_can_be_read_and_only_what_was_drawn_counts(folder: Path) ->
 
 
 def test_the_gradient_is_the_derivative_of_the_summed_loss(folder: Path) -> None:
-    """Against central differences: independent of any autograd."""
     engine = engine_of("sampled", folder)
     answers = tuple(small_answer(bill, "plain", "hooked", wing, "yes") for bill in ("hooked", "straight") for wing in ("barred", "plain"))  # fmt: skip
     request = small_request(1, answers=(answers,), rewards_PG=torch.tensor([[1.0, 0.0, 0.0, 0.5]]))
-    result, pair = engine.score(request), request.pairs[0]
-    grad = result.token_grads_P2LTD[0]
-    direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-    def loss(step: float) -> float:
-        tokens = request.tokens.tokens_NLTD.clone()
-        tokens[pair.first] += step * direction[0]
-        tokens[pair.second] += step * direction[1]
-        moved = replace(request, tokens=replace(request.tokens, tokens_NLTD=tokens))
-        return -float((engine.score(moved).log_probs_PG * result.advantages_PG).sum())
-
-    numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    assert numeric == pytest.approx(float((grad * direction).sum()), rel=1e-7)
+    assert_gradient_is_the_derivative(engine, request)
 
 
 def test_a_bound_that_would_cut_answers_is_refused(folder: Path) -> None:

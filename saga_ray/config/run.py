@@ -1,0 +1,110 @@
+"""One run, whole: every setting, and what must hold between them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from saga_ray.config.asking import (
+    AlignmentConfig,
+    ConsensusConfig,
+    GRPOConfig,
+    MLLMConfig,
+    PromptConfig,
+    ScorerConfig,
+)
+from saga_ray.config.base import Config, all_said
+from saga_ray.config.data import DataConfig
+from saga_ray.config.learning import EncoderConfig, LossConfig, OptimConfig
+from saga_ray.config.running import CheckpointConfig, EvaluationConfig, ResourcesConfig
+
+DATASETS = ("demo", "folder", "cub", "cars", "aircraft", "inat-aves")
+WITH_TRUTH = ("demo",)
+"""Data sets whose true attributes use the words of their prompt."""
+RECIPES = ("paper", "demo")
+
+
+class RunConfig(Config):
+    """One run: data set, recipe, method, seed, and every value below them."""
+
+    # A Literal built from a tuple is fine at run time, and keeps names in one place; type checkers want it written out.
+    dataset: Literal[DATASETS]  # type: ignore[valid-type]
+    recipe: Literal[RECIPES]  # type: ignore[valid-type]
+    """Base values: `paper` (as published, Qwen3-VL-8B) or `demo` (the bundled small MLLM)."""
+    method: str = "saga"
+    """Preset on top of the recipe."""
+    seed: int = Field(0, ge=0)
+    """Of the plan, the augmentation, the answers and new parameters."""
+    data: DataConfig = DataConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    loss: LossConfig = LossConfig()
+    grpo: GRPOConfig = GRPOConfig()
+    alignment: AlignmentConfig = AlignmentConfig()
+    consensus: ConsensusConfig = ConsensusConfig()
+    optim: OptimConfig = OptimConfig()
+    mllm: MLLMConfig = MLLMConfig()
+    prompt: PromptConfig = PromptConfig()
+    scorer: ScorerConfig = ScorerConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @property
+    def asks_the_mllm(self) -> bool:
+        """True if any loss needs the frozen MLLM."""
+        weights = self.loss.weights
+        asking = (weights.grpo, weights.alignment, weights.reference_kl, weights.consensus)
+        return self.encoder.trainable != "none" and max(asking) > 0
+
+    @property
+    def samples_answers(self) -> bool:
+        """True if any loss needs the MLLM's own answers about the plan's pairs."""
+        weights = self.loss.weights
+        tallied = weights.consensus if self.consensus.source != "truth" else 0.0
+        return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl, tallied) > 0
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if any loss needs the tokens of the initial encoder."""
+        return self.encoder.trainable != "none" and max(self.loss.weights.reference_kl, self.loss.weights.anchor) > 0
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> RunConfig:
+        problems = []
+        if self.data.num_shards % self.resources.num_workers:
+            problems.append(
+                f"resources.num_workers: {self.resources.num_workers} does not divide data.num_shards ({self.data.num_shards}); "
+                f"choose a divisor, or raise data.num_shards"
+            )
+        if self.resources.gpus_per_scorer > 1 and self.mllm.device_map == "one":
+            problems.append(
+                f"resources.gpus_per_scorer: {self.resources.gpus_per_scorer:g} would leave all but one GPU of a replica idle; set "
+                f"mllm.device_map=auto, or resources.gpus_per_scorer=1"
+            )
+        if self.loss.weights.alignment > 0 and self.encoder.pooler != "attention":
+            problems.append(
+                f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
+                f"only that pooler has weights to align; set one of the two"
+            )
+        if self.grpo.reward == "expected" and self.grpo.top_p < 1:
+            problems.append(
+                f"grpo.top_p: {self.grpo.top_p} cuts off verdicts whose probability grpo.reward=expected needs; set grpo.top_p=1"
+            )
+        if self.asks_the_mllm and self.loss.weights.reference_kl > 0 and self.grpo.top_p < 1:
+            problems.append(
+                f"grpo.top_p: {self.grpo.top_p} cuts off answers that loss.weights.reference_kl compares; set grpo.top_p=1"
+            )
+        if self.loss.weights.consensus > 0 and self.prompt.variant == "generic":
+            problems.append(
+                f"loss.weights.consensus: {self.loss.weights.consensus} needs prompt.variant=structured (now generic): "
+                f"without descriptions there is nothing to agree on; set one of the two"
+            )
+        if self.loss.weights.consensus > 0 and self.consensus.source == "truth" and self.dataset not in WITH_TRUTH:
+            problems.append(
+                f"consensus.source: truth needs a data set whose attributes are known ({', '.join(WITH_TRUTH)}), not "
+                f"'{self.dataset}'; set consensus.source=mllm"
+            )
+        if self.dataset not in ("demo",) and self.data.root is None:
+            problems.append(f"data.root: missing; say where the images of '{self.dataset}' are with --data-root DIR")
+        return all_said(self, problems)

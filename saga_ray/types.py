@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class OnProgress(Protocol):
+    """Called with what is done and what there is in all: images, or bytes (0 where a server does not say)."""
+
+    def __call__(self, done: int, of: int, /) -> None: ...
+
+
 class ImageSource(Protocol):
     """Where pixels come from; small and picklable, so that it can travel to any worker."""
 

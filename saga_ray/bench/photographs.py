@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from saga_ray.data.files.sources import FolderSource
-from saga_ray.types import ImageTable
+from saga_ray.types import ImageTable, OnProgress
 
 USUAL, LARGE = (500, 375), (1024, 683)
 """Width and height: usual in CUB-200-2011 and iNaturalist, and in FGVC-Aircraft."""
@@ -24,7 +23,7 @@ def make_photographs(
     num_classes: int,
     images_per_class: int,
     size: tuple[int, int] = USUAL,
-    on_image: Callable[[int, int], None] = lambda done, of: None,
+    on_image: OnProgress = lambda done, of: None,
 ) -> ImageTable:
     """Write `folder/<class>/<image>.jpg`, of `size` = (width, height), and return their table."""
     samples = _samples()

@@ -20,6 +20,9 @@ class MLLMConfig(Config):
     """`auto`: bfloat16 on a GPU, float32 elsewhere. float64 is for tests of exactness."""
     device_map: Literal["one", "auto"] = "one"
     """`one`: the model on one device. `auto`: its layers spread over all GPUs of the process (needs the package accelerate)."""
+    compile: bool = False
+    """On a GPU: torch.compile fuses what lies between matrix products (Qwen3-VL) and the softmax of sampling. The first step takes
+    a minute or two longer. Measured for sampling alone (`python -m saga_ray.bench.gpu`), never in a training run."""
 
 
 class PromptConfig(Config):

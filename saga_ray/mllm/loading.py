@@ -116,7 +116,7 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     install(model)
     mllm = FrozenMLLM(model, tokenizer, processor, folder, split=not spread and can_be_split(device, dtype))
     if device.type == "cuda" and not spread:
-        fuse(mllm, compiled=False)
+        fuse(mllm, compiled=config.compile)
     return mllm
 
 

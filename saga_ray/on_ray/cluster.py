@@ -75,7 +75,7 @@ def connect(configs: Sequence[RunConfig], *, concurrent: int = 1) -> Iterator[Cl
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
-    _hush()
+    hush()
     with _connection(configs, concurrent) as cluster:
         _check(configs, concurrent)
         # A job that is stopped gets SIGTERM; unwinding lets the scorer service go with it. Ray puts a handler of its own
@@ -177,7 +177,7 @@ def _autoscales() -> bool:
     )
 
 
-def _hush() -> None:
+def hush() -> None:
     """Our own progress lines stand alone; what goes wrong comes back as an exception."""
     for name in ("ray", "ray.serve", "ray.data", "ray.train", "ray.tune"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -99,8 +99,12 @@ class RemoteScorer:
         tokens_NLTD = request.tokens.tokens_NLTD
 
         def result() -> ScoreResult:
-            whole = join_results([answer.result() for answer in answers])
-            return wire.on_device(wire.delivered_result(whole, tokens_NLTD.dtype), tokens_NLTD.device)
+            try:
+                whole = join_results([answer.result() for answer in answers])
+            finally:
+                for answer in answers:  # after a failure: what has not begun is of no use any more
+                    answer.cancel()
+            return wire.on_device(wire.rounded_result(whole, tokens_NLTD.dtype), tokens_NLTD.device)
 
         return result
 

@@ -17,7 +17,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
-from saga_ray.on_ray.cluster import Cluster
+from saga_ray.on_ray.cluster import Cluster, hush
 from saga_ray.on_ray.remote import is_there, remote_scorer
 from saga_ray.on_ray.replica import ScorerReplica
 from saga_ray.on_ray.resources import scorer_threads
@@ -255,6 +255,7 @@ def _serve_is_running() -> bool:
 def _end(name: str, keep_serve: bool) -> None:
     if not ray.is_initialized() or not _serve_is_running():
         return
+    hush()  # Serve sets its own level when it is started
     serve.delete(name)
     # Serve itself goes too if it came with us and nobody else moved in meanwhile.
     if not keep_serve and not serve.status().applications:

@@ -6,7 +6,7 @@ from saga_ray.config import RunConfig
 from saga_ray.mllm.loading import load_mllm
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.prompt import run_prompt
-from saga_ray.scorer.wire import delivered_result, on_device, rounded_request, rounded_result
+from saga_ray.scorer.wire import on_device, rounded_request, rounded_result
 from saga_ray.types import ScoreRequest, ScoreResult
 
 
@@ -31,7 +31,7 @@ class LocalScorer:
         dtype = self.engine.mllm.dtype
         result = rounded_result(self.engine.score(rounded_request(request, dtype)), dtype)
         tokens_NLTD = request.tokens.tokens_NLTD
-        return on_device(delivered_result(result, tokens_NLTD.dtype), tokens_NLTD.device)
+        return on_device(rounded_result(result, tokens_NLTD.dtype), tokens_NLTD.device)
 
     def describe(self) -> dict[str, str]:
         """Identity of weights, prompt and code; dtype; process."""

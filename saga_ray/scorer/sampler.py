@@ -36,7 +36,7 @@ class Sampler:
         # Idle slots change the shapes of products, and with them last bits.
         automatic = on_gpu and not config.scorer.deterministic and fits_slots(mllm)
         self.way = "slots" if wanted == "slots" or (wanted == "auto" and automatic) else "loop"
-        self._graphs = on_gpu
+        self._graphs, self._compiled = on_gpu, on_gpu and config.mllm.compile
         self._made: tuple[Layout, SlotSampler] | None = None
 
     def __call__(self, layout: Layout, prefix: Prefix, uniform_PGR: np.ndarray) -> Completions:
@@ -48,7 +48,10 @@ class Sampler:
         num_pairs, group_size, max_new = uniform_PGR.shape
         if self._made is None or self._made[0] is not layout or self._made[1].num_slots < num_pairs:
             self._made = None  # before the next one is made
-            made = SlotSampler(self._mllm, layout, num_pairs, group_size, max_new, graphs=self._graphs, **policy)
+            made = SlotSampler(
+                self._mllm, layout, num_pairs, group_size, max_new,
+                graphs=self._graphs, compiled=self._compiled, **policy,
+            )  # fmt: skip
             self._made = (layout, made)
         return self._made[1](prefix, uniform_PGR)
 

@@ -44,14 +44,9 @@ def rounded_request(request: ScoreRequest, dtype: torch.dtype) -> ScoreRequest:
 
 
 def rounded_result(result: ScoreResult, dtype: torch.dtype) -> ScoreResult:
-    """The result with the token gradients in the MLLM's dtype, as they travel."""
+    """The result with its token gradients in another dtype: the MLLM's, as they travel, or that of the trainer's own tokens."""
     there = result.tensors()
     return replace(result, **{name: there[name].to(dtype) for name in _GRADIENTS if name in there})
-
-
-def delivered_result(result: ScoreResult, tokens_dtype: torch.dtype) -> ScoreResult:
-    """The result as the trainer gets it: gradients in the dtype of its own tokens."""
-    return rounded_result(result, tokens_dtype)
 
 
 def on_device(result: ScoreResult, device: torch.device) -> ScoreResult:

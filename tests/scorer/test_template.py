@@ -13,7 +13,6 @@ from saga_ray.mllm.answers import parse_answer
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.scorer.wire import (
-    delivered_result,
     request_from_arrays,
     request_to_arrays,
     result_from_arrays,
@@ -96,7 +95,7 @@ def test_local_equals_the_round_trip_over_the_wire(folder: Path) -> None:
     local = LocalScorer(engine).score(request)
     sent = request_from_arrays(request_to_arrays(rounded_request(request, dtype)))
     back = result_from_arrays(result_to_arrays(rounded_result(engine.score(sent), dtype)))
-    remote = delivered_result(back, torch.float32)
+    remote = rounded_result(back, torch.float32)
     assert remote.texts_PG == local.texts_PG
     assert all(torch.equal(tensor, remote.tensors()[name]) for name, tensor in local.tensors().items())
 

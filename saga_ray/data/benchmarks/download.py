@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saga_ray.data.benchmarks.origins import OriginFile
+from saga_ray.types import OnProgress
 
 if TYPE_CHECKING:
     from requests import Response
@@ -20,11 +20,8 @@ _CHUNK_BYTES = 2**16
 """What arrived of a chunk is lost when the connection breaks: small ones."""
 _TRIES = 5
 
-Progress = Callable[[int, int], None]
-"""Called with bytes there and bytes in all (0 where the server does not say)."""
 
-
-def download(file: OriginFile, out: Path, progress: Progress, *, timeout_s: float = TIMEOUT_S) -> Path:
+def download(file: OriginFile, out: Path, progress: OnProgress, *, timeout_s: float = TIMEOUT_S) -> Path:
     """Fetch one file into a folder, whole and with the right checksum, or not at all; one that is there and right is kept.
 
     What an interrupted attempt got is in `.NAME.part` and is continued where the server can do that.
@@ -72,7 +69,7 @@ class _Resuming:
     """A downloader for pooch that continues a part."""
 
     part: Path
-    progress: Progress
+    progress: OnProgress
     timeout_s: float
 
     def __call__(self, url: str, output_file: str, pooch: object, check_only: bool = False) -> None:

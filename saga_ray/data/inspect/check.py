@@ -13,10 +13,10 @@ from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.data.files.sources import FolderSource
 from saga_ray.data.inspect.duplicates import equal_files, near_duplicates
-from saga_ray.data.inspect.scan import Progress, Seen, scan
+from saga_ray.data.inspect.scan import Seen, scan
 from saga_ray.data.pixels.images import EXTENSIONS
 from saga_ray.data.splits import SPLITS
-from saga_ray.types import Dataset
+from saga_ray.types import Dataset, OnProgress
 
 USABLE, PARTIAL, UNUSABLE = "usable", "partial", "unusable"
 MIN_SIDE = 32
@@ -78,7 +78,7 @@ class Report:
 def check(
     name: str,
     root: str,
-    progress: Progress,
+    progress: OnProgress,
     *,
     assignments: dict[str, Any] | None = None,
     announce: Callable[[str], None] = lambda text: None,

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from saga_ray.data.files.sources import FolderSource
 from saga_ray.data.pixels.draft import decode_draft
 from saga_ray.data.pixels.images import BrokenImageError
 from saga_ray.machine import num_cpus
-from saga_ray.types import FileSource, ImageTable
+from saga_ray.types import FileSource, ImageTable, OnProgress
 
 _CHUNK, _THREADS_PER_CPU = 32, 4
 """Threads: Pillow decodes outside of Python's lock, and reading waits for disks and object stores."""
@@ -22,7 +22,7 @@ def has_files(table: ImageTable) -> bool:
     return isinstance(table.source, FileSource)
 
 
-def unreadable(tables: Sequence[ImageTable], progress: Callable[[int, int], None]) -> list[BrokenImageError]:
+def unreadable(tables: Sequence[ImageTable], progress: OnProgress) -> list[BrokenImageError]:
     """What is wrong with the images that cannot be decoded, in the tables' order.
 
     JPEG files are decoded at an eighth of their size, which reads all of the file and computes few pixels (`decode_draft`);

@@ -6,7 +6,7 @@ import hashlib
 import io
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,14 +18,12 @@ from saga_ray.data.inspect.duplicates import FLAT, perceptual_hash
 from saga_ray.data.pixels.images import FORMATS, BrokenImageError, open_rgb
 from saga_ray.data.splits import SPLITS
 from saga_ray.machine import num_cpus
-from saga_ray.types import Dataset, FileSource
+from saga_ray.types import Dataset, FileSource, OnProgress
 
 _CHUNK = 32
 _FEW = 256
 """So few images are looked at sooner here than in processes that must start first."""
 _ORIENTATION = 0x0112
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +47,7 @@ class Seen:
 
 
 def scan(
-    dataset: Dataset, progress: Progress, *, decode: bool = True, num_processes: int | None = None
+    dataset: Dataset, progress: OnProgress, *, decode: bool = True, num_processes: int | None = None
 ) -> Iterator[tuple[str, int, Seen]]:
     """(split, row, what was seen) of every image, in the order of the tables.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from saga_ray.data.inspect.scan import Progress, scan
+from saga_ray.data.inspect.scan import scan
 from saga_ray.data.splits import SPLITS
-from saga_ray.types import Dataset
+from saga_ray.types import Dataset, OnProgress
 
 _QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
@@ -30,7 +30,7 @@ class Statistics:
     """Images whose header could not be read; they count in `counts` and `bytes_N` only."""
 
 
-def statistics(dataset: Dataset, progress: Progress) -> Statistics:
+def statistics(dataset: Dataset, progress: OnProgress) -> Statistics:
     """Read the header of every image; decodes none."""
     formats: Counter[str] = Counter()
     sizes, num_bytes, unreadable = [], [], 0

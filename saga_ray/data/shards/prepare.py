@@ -19,10 +19,10 @@ from saga_ray.data.files.places import Place
 from saga_ray.data.pixels.images import PREPROCESSING
 from saga_ray.data.shards.manifest import FORMAT, INDEX, MANIFEST, UNFINISHED, Begun, ShardManifest, what_is_wrong
 from saga_ray.data.shards.prepared import ShardSource, tables_of
-from saga_ray.data.shards.writing import AllRows, Count, Progress, Stopped, describe_shard, write_shard
+from saga_ray.data.shards.writing import AllRows, Count, Stopped, describe_shard, write_shard
 from saga_ray.data.splits import SPLITS
 from saga_ray.machine import num_cpus
-from saga_ray.types import Dataset
+from saga_ray.types import Dataset, OnProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,7 @@ SHARDS_PER_CPU = 3
 """Readers of a cluster get work of their own each, and files stay large."""
 
 
-def prepare(dataset: Dataset, out: str, data: DataConfig, num_shards: int | None, progress: Progress) -> int:
+def prepare(dataset: Dataset, out: str, data: DataConfig, num_shards: int | None, progress: OnProgress) -> int:
     """Write a data set's images as shards; typed again after an interruption it goes on with what is missing.
 
     Args:

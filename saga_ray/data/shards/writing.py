@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from saga_ray.data.files.places import Place
 from saga_ray.data.splits import SPLITS
-from saga_ray.types import Dataset, ImageTable
+from saga_ray.types import Dataset, ImageTable, OnProgress
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 _MAX_GROUP_IMAGES, _MAX_GROUP_BYTES = 64, 32 * 2**20
 """A row group is what a writer holds in memory, and what other readers load at once."""
-
-Progress = Callable[[int, int], None]
-"""Called with images done and images in all."""
 
 
 class Stopped(Exception):
@@ -57,7 +54,7 @@ class AllRows:
 class Count:
     """Progress that several threads add to."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
+    def __init__(self, total: int, progress: OnProgress) -> None:
         self._done, self._total, self._progress, self._lock = 0, total, progress, threading.Lock()
 
     def add(self, number: int) -> None:

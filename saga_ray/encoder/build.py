@@ -48,8 +48,8 @@ def mllm_tower(path: str | None, revision: str | None = None, dtype: torch.dtype
     folder = model_folder(path, revision)
     family = config_json(folder).get("model_type")
     if family in LIBRARY_FAMILIES:
-        return LibraryTower.from_mllm_folder(path, revision, dtype)
-    return VisionTower.from_mllm_folder(path, revision, dtype)
+        return LibraryTower.from_mllm_folder(str(folder), dtype=dtype)
+    return VisionTower.from_mllm_folder(str(folder), dtype=dtype)
 
 
 def tower_from_settings(settings: Mapping[str, Any]) -> Tower:

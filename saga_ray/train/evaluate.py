@@ -115,8 +115,8 @@ def config_hash(config: RunConfig) -> str:
         for key in keys:
             if values[group][key] == getattr(defaults[group], key):
                 values[group].pop(key)
-    values["mllm"].pop("path")
-    values["mllm"].pop("device_map")
+    for key in ("path", "device_map", "compile"):  # a place, and how it is run
+        values["mllm"].pop(key)
     for key in ("weights", "revision"):  # the tower's weights have an identity of their own
         values["encoder"].pop(key)
     values["prompt"].pop("vocabulary")

@@ -56,8 +56,12 @@ def real_size(num_pairs: int | None = None) -> BenchSize:
 TINY = BenchSize(
     MLLMShape(64, 5, 4, 2, 16, 128, 512, 4, 32, 64, 2, (0, 1, 2)),
     {
-        "paper": WorkShape((2, 2), before=20, between=3, after=4, answer=24, num_pairs=3, group_size=4),
-        "compact": WorkShape((2, 2), before=5, between=3, after=4, answer=6, num_pairs=3, group_size=4),
+        "paper": WorkShape(
+            (2, 2), before=20, between=3, after=4, answer=24, num_attributes=1, value=2, num_pairs=3, group_size=4
+        ),
+        "compact": WorkShape(
+            (2, 2), before=5, between=3, after=4, answer=18, num_attributes=1, value=1, num_pairs=3, group_size=4
+        ),
     },
     small_depth=4,
     short=6,

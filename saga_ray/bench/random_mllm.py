@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import (
     GenerationConfig,
@@ -24,6 +24,8 @@ from saga_ray.mllm.frozen import FrozenMLLM
 from saga_ray.mllm.two_part import can_be_split
 
 SPECIAL = ("<|end|>", "<|pad|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+JSON_WORDS = ('{"', '":{"', '":"', '","', '"},"', '"}', "bird_1", "bird_2", "same", "yes", "no")
+"""What an answer in JSON is made of besides attributes and values; the last ids of the vocabulary."""
 CHAT_TEMPLATE = (
     "{% for m in messages %}{% for c in m.content %}{% if c.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
     "{% else %}{{ c.text }}{% endif %}{% endfor %}{% endfor %}"
@@ -84,11 +86,14 @@ def random_mllm(shape: MLLMShape, device: torch.device, dtype: torch.dtype, seed
 
 
 def random_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Words `t6`, `t7`, ... behind the special tokens, one token each."""
+    """Words `t6`, `t7`, ... behind the special tokens and `JSON_WORDS` behind these, one token each; blanks may part them."""
     ids = {text: number for number, text in enumerate(SPECIAL)}
-    ids |= {f"t{number}": number for number in range(len(SPECIAL), vocabulary)}
+    ids |= {f"t{number}": number for number in range(len(SPECIAL), vocabulary - len(JSON_WORDS))}
+    ids |= {word: len(ids) + number for number, word in enumerate(JSON_WORDS)}
     core = Tokenizer(models.WordLevel(ids, unk_token="<|pad|>"))
-    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words = pre_tokenizers.Split(Regex(r't\d+|[{}":,]+'), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), words])
+    core.decoder = decoders.Fuse()
     named = ("image_token", "video_token", "vision_start_token", "vision_end_token")
     texts = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
     return PreTrainedTokenizerFast(

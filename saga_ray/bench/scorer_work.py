@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers.models.qwen3_vl.modeling_qwen3_vl import BaseModelOutputWithDeepstackFeatures
 
 from saga_ray.bench.random_mllm import MLLMShape, random_mllm
-from saga_ray.bench.work_shapes import WorkShape, prompt_texts
+from saga_ray.bench.work_shapes import WorkShape, attributes, prompt_texts
 from saga_ray.configure import resolve
 from saga_ray.mllm.answers import Answer
 from saga_ray.mllm.frozen import FrozenMLLM, Layout
@@ -64,13 +64,16 @@ class Work:
         return self.mllm.layout(self.engine.texts, self.shape.grid_hw)
 
 
-def make_work(mllm_shape: MLLMShape, shape: WorkShape, **overrides: Any) -> Work:
+def make_work(mllm_shape: MLLMShape, shape: WorkShape, answers: str = "free", **overrides: Any) -> Work:
     """A new engine on the CPU, float32; equal seeds make equal weights and tokens in any process."""
     mllm = random_mllm(mllm_shape, torch.device("cpu"), torch.float32)
     values = {"grpo.group_size": shape.group_size, "grpo.max_new_tokens": shape.answer, "grpo.temperature": 1.0}
-    values |= {"grpo.top_p": 1.0, "grpo.reward": "sampled"} | {k.replace("__", "."): v for k, v in overrides.items()}
+    values |= {"grpo.top_p": 1.0, "grpo.reward": "sampled", "prompt.answers": answers} | {
+        k.replace("__", "."): v for k, v in overrides.items()
+    }
     texts = prompt_texts(shape, mllm_shape.vocabulary)
-    prompt = Prompt("watcher", "bird", {"bill": None}, "same", "structured", texts)
+    # What may be in an answer matters to template answers only: a random model writes what it likes.
+    prompt = Prompt("watcher", "bird", attributes(shape), "same", "structured", texts, answers=answers)
     engine = RewardedEngine(mllm, prompt, resolve("demo", overrides=values))
     # Answers of a random model end anywhere: nobody may end one here.
     engine.mllm.bias_V[list(mllm.end_ids)] = -torch.inf
@@ -90,7 +93,8 @@ def ours(work: Work, number: int) -> tuple[ScoreResult, dict[str, float]]:
     result = work.engine.score(work.request(number))
     whole = time.perf_counter() - began
     sampling = float(result.counters["seconds/sample"])
-    assert int(result.num_tokens_PG.min()) == work.shape.answer and bool(result.contributes_P.all())
+    assert result.token_ids_PGR.shape[2] == work.shape.answer and bool((result.token_ids_PGR >= 0).all())
+    assert bool(result.contributes_P.all())
     return result, {"step": whole, "sample": sampling, "gradient": whole - sampling}
 
 

@@ -17,6 +17,7 @@ from saga_ray.bench.work_shapes import WorkShape, attributes, prompt_texts
 from saga_ray.configure import resolve
 from saga_ray.mllm.answers import Answer
 from saga_ray.mllm.frozen import FrozenMLLM, Layout
+from saga_ray.mllm.fused import fuse
 from saga_ray.mllm.gradients import Policy, Scored, naive_score
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.mllm.sampling import Completions
@@ -67,6 +68,7 @@ class Work:
 def make_work(mllm_shape: MLLMShape, shape: WorkShape, answers: str = "free", **overrides: Any) -> Work:
     """A new engine on the CPU, float32; equal seeds make equal weights and tokens in any process."""
     mllm = random_mllm(mllm_shape, torch.device("cpu"), torch.float32)
+    fuse(mllm, compiled=False)  # as a loaded one
     values = {"grpo.group_size": shape.group_size, "grpo.max_new_tokens": shape.answer, "grpo.temperature": 1.0}
     values |= {"grpo.top_p": 1.0, "grpo.reward": "sampled", "prompt.answers": answers} | {
         k.replace("__", "."): v for k, v in overrides.items()

@@ -107,12 +107,15 @@ class FrozenMLLM:
     def num_layers(self) -> int:
         return self.model.config.get_text_config().num_hidden_layers
 
+    @property
+    def layer_kinds(self) -> list[str]:
+        """`full_attention` of layers that see the whole prompt, another word of those that see a window of it."""
+        kinds = getattr(self.model.config.get_text_config(), "layer_types", None)
+        return list(kinds or ["full_attention"] * self.num_layers)[: self.num_layers]
+
     def full_layer(self, layer: int) -> int:
         """The layer nearest to `layer`, the earlier of two, that sees the whole prompt and not a window of it."""
-        kinds = (
-            getattr(self.model.config.get_text_config(), "layer_types", None) or ["full_attention"] * self.num_layers
-        )
-        full = [number for number, kind in enumerate(kinds[: self.num_layers]) if kind == "full_attention"]
+        full = [number for number, kind in enumerate(self.layer_kinds) if kind == "full_attention"]
         return min(full or [layer], key=lambda number: abs(number - layer))
 
     @cached_property

@@ -70,7 +70,7 @@ class FusedLayer(Qwen3VLTextDecoderLayer):
         first, second = self.input_layernorm, self.post_attention_layernorm
         S, R, _ = hidden_states.shape
         normed = work.norm(hidden_states, first.weight, first.variance_epsilon)
-        qkv = F.linear(normed, *self.joined_qkv)
+        qkv = linear(normed, *self.joined_qkv)
         query, key, value = work.heads(
             qkv,
             attention.q_norm.weight,
@@ -80,9 +80,22 @@ class FusedLayer(Qwen3VLTextDecoderLayer):
             attention.num_key_value_groups,
         )
         out_SHRd = memory.attend(attention.layer_idx, NewRows(query, key, value, attention.scaling))
-        out = F.linear(out_SHRd.transpose(1, 2).reshape(S, R, -1), attention.o_proj.weight, attention.o_proj.bias)
+        out = linear(out_SHRd.transpose(1, 2).reshape(S, R, -1), attention.o_proj.weight, attention.o_proj.bias)
         hidden_states, normed = work.add_norm(hidden_states, out, second.weight, second.variance_epsilon)
-        return hidden_states + self.mlp.down_proj(work.gate(F.linear(normed, self.joined_gate_up)))
+        return hidden_states + linear(work.gate(linear(normed, self.joined_gate_up)), self.mlp.down_proj.weight)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`. On a CPU, few rows are multiplied from the right: the kernel's threads share the weight's rows, not the few."""
+    num_rows = x.numel() // x.shape[-1]
+    if x.device.type != "cpu" or num_rows > _FEW:
+        return F.linear(x, weight, bias)
+    out = (weight @ x.reshape(num_rows, -1).t()).t().reshape(*x.shape[:-1], -1)
+    return out if bias is None else out + bias
+
+
+_FEW = 64
+"""Rows up to which that wins (two threads, widths 512 and 2048: 1.4 to 1.7 times as fast at 16, 1.1 to 1.4 at 64; one thread: equal)."""
 
 
 def _join(layer: Any) -> None:

@@ -115,8 +115,8 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
         exact_float64(model)
     install(model)
     mllm = FrozenMLLM(model, tokenizer, processor, folder, split=not spread and can_be_split(device, dtype))
-    if device.type == "cuda" and not spread:
-        fuse(mllm, compiled=config.compile)
+    if not spread:
+        fuse(mllm, compiled=config.compile and device.type == "cuda")
     return mllm
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saga_ray.mllm.attention import DecodeMemory
+from saga_ray.mllm.decoding import decode_memory
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 
 
@@ -129,7 +129,7 @@ def sample(
     log_probs_S = torch.zeros(num_rows, dtype=torch.float64, device=device)
     ended_S = torch.zeros(num_rows, dtype=torch.bool, device=device)
     end_ids = torch.tensor(mllm.end_ids, device=device)
-    memory = DecodeMemory(prefix.keys_values, group_size, max_new)
+    memory = decode_memory(mllm, prefix, group_size, max_new)
     alive = torch.arange(num_rows, device=device)
     held = alive  # rows in the memory: those alive, and dead ones not worth a copy yet
     last_S = torch.full((num_rows,), layout.after_ids[-1], device=device)

@@ -43,10 +43,8 @@ class _TwoPart(torch.autograd.Function):
         before, before_lse, before_rest = _forward(stacked, key_before, value_before, scaling, causal=False)
         own, own_lse, own_rest = _forward(query, key, value, scaling, causal=True)
         before_lse = _unstack(before_lse[..., None], len(query), num_rows)[..., 0]
-        lse = torch.logaddexp(before_lse, own_lse)
-        share = (before_lse - lse).exp()[..., None]
         before = _unstack(before, len(query), num_rows)
-        out = (before * share + own * (own_lse - lse).exp()[..., None]).to(query.dtype)
+        out, lse = merged(before, before_lse, own, own_lse)
         ctx.save_for_backward(query, key_before, value_before, key, value, out, lse)
         ctx.rest = (before_rest, own_rest, scaling)
         return out
@@ -73,6 +71,19 @@ class _TwoPart(torch.autograd.Function):
         own = _backward(grad_out, query, key, value, out, lse, own_rest, scaling, causal=True)
         grad_query = own[0] + _unstack(of_before[0], num_answers, num_rows)
         return grad_query, of_before[1], of_before[2], own[1], own[2], None
+
+
+def part_forward(query: Tensor, key: Tensor, value: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """Attention of every row over all keys, and its log-sum-exps (batch, heads, rows); no graph."""
+    out, lse, _ = _forward(query, key, value, scaling, causal=False)
+    return out, lse
+
+
+def merged(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys from that over each, and its log-sum-exps."""
+    lse = torch.logaddexp(first_lse, second_lse)
+    out = first * (first_lse - lse).exp()[..., None] + second * (second_lse - lse).exp()[..., None]
+    return out.to(first.dtype), lse
 
 
 def _stack(x_SHRd: Tensor, num_pairs: int) -> Tensor:

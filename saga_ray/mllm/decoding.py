@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saga_ray.mllm.attention import AnswerMemory, DecodeMemory, NewRows
+from saga_ray.mllm.attention import DecodeMemory, NewRows
 from saga_ray.mllm.frozen import FrozenMLLM, Prefix
 from saga_ray.mllm.two_part import merged, part_forward
 
@@ -21,7 +21,8 @@ class SharedDecodeMemory:
         self.prefix = [(key.detach().contiguous(), value.detach().contiguous()) for key, value in prefix]
         num_pairs = len(prefix[0][0])
         self.own = [
-            tuple(x.new_empty(num_pairs * group_size, x.shape[1], max_new, x.shape[3]) for x in layer) for layer in prefix
+            tuple(x.new_empty(num_pairs * group_size, x.shape[1], max_new, x.shape[3]) for x in layer)
+            for layer in prefix
         ]
         self.length = 0
         self._pair_S = torch.arange(num_pairs).repeat_interleave(group_size)
@@ -48,7 +49,7 @@ class SharedDecodeMemory:
         return merged(before, before_lse, own, own_lse)[0].reshape(S, H, 1, d)
 
     def _over_prefix(self, layer: int, query_SKnd: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        S, K, n, d = query_SKnd.shape
+        _, K, n, d = query_SKnd.shape
         P = len(self.prefix[layer][0])
         grid = query_SKnd
         if not self._is_full:

@@ -90,7 +90,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     num_rows = x.numel() // x.shape[-1]
     if x.device.type != "cpu" or num_rows > _FEW:
         return F.linear(x, weight, bias)
-    out = (weight @ x.reshape(num_rows, -1).t()).t().reshape(*x.shape[:-1], -1)
+    # Copied: what comes next (attention's kernel above all) reads rows.
+    out = (weight @ x.reshape(num_rows, -1).t()).t().contiguous().view(*x.shape[:-1], -1)
     return out if bias is None else out + bias
 
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from saga_ray.config import MLLMConfig
+from saga_ray.mllm.attention import DecodeMemory, NewRows
+from saga_ray.mllm.decoding import SharedDecodeMemory, decode_memory
 from saga_ray.mllm.frozen import FrozenMLLM
 from saga_ray.mllm.loading import load_mllm
 from saga_ray.mllm.sampling import Completions, draw, given, nucleus_size, restrict, sample, uniform_numbers
@@ -140,6 +144,48 @@ def test_checkpoint_defaults_never_reach_the_sampler(mllm: FrozenMLLM) -> None:
     assert (stated.top_k, stated.top_p) == (1, 0.001), "the folder asks for greedy answers"
     texts = {tuple(ids.tolist()) for ids in write(mllm, TEXTS, temperature=2.0).token_ids_SR}
     assert len(texts) == 12
+
+
+@pytest.mark.parametrize("texts", [("What is this?", " and ", " Differ?"), ("", " and ", "Differ?")])
+def test_a_prefix_read_once_for_all_answers_gives_what_copies_of_it_give(
+    mllm: FrozenMLLM, texts: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[SharedDecodeMemory | DecodeMemory] = []
+
+    def watched(mllm: FrozenMLLM, *sizes: Any) -> SharedDecodeMemory | DecodeMemory:
+        made.append(decode_memory(mllm, *sizes))
+        return made[-1]
+
+    monkeypatch.setattr("saga_ray.mllm.sampling.decode_memory", watched)
+    for seed in range(3):
+        found = [write(replace(mllm, split=split), texts, seed=seed, num_tokens=40) for split in (True, False)]
+        shared, copied = found
+        assert torch.equal(shared.token_ids_SR, copied.token_ids_SR)
+        torch.testing.assert_close(shared.log_probs_S, copied.log_probs_S, rtol=1e-11, atol=1e-11)
+        assert len(set(shared.num_tokens_S.tolist())) > 3, "answers end at different times"
+    assert [type(memory) for memory in made] == 3 * [SharedDecodeMemory, DecodeMemory]
+
+
+def test_rows_leave_a_shared_memory_in_any_order_and_pairs_with_their_last() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*sizes: int) -> torch.Tensor:
+        return torch.randn(*sizes, generator=generator, dtype=torch.float64)
+
+    prefix = [(normal(3, 2, 5, 4), normal(3, 2, 5, 4)) for _ in range(2)]
+    memories = SharedDecodeMemory(prefix, 4, 6), DecodeMemory(prefix, 4, 6)
+    num_rows = 12
+    for kept in ([0, 1, 3, 8, 9, 10, 11], [1, 2, 3, 4, 5], [4], None):
+        for layer in range(2):
+            new = NewRows(normal(num_rows, 6, 1, 4), normal(num_rows, 2, 1, 4), normal(num_rows, 2, 1, 4), 0.5)
+            got, want = (memory.attend(layer, new) for memory in memories)
+            torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-13)
+        for memory in memories:
+            memory.advance()
+            if kept is not None:
+                memory.keep(torch.tensor(kept))
+        num_rows = len(kept or ())
+    assert len(memories[0].prefix[0][0]) == 1
 
 
 def test_a_low_temperature_writes_what_greedy_generation_of_the_library_writes(mllm: FrozenMLLM) -> None:

@@ -13,7 +13,7 @@ from saga_ray.bench.random_mllm import MLLMShape, random_mllm
 from saga_ray.mllm.attention import NewRows, PrefixMemory, ResponseMemory
 from saga_ray.mllm.exact import exact_float64
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
-from saga_ray.mllm.fused import fuse, unfuse
+from saga_ray.mllm.fused import fuse, linear, unfuse
 from saga_ray.mllm.gradients import Policy, token_log_probs
 from saga_ray.mllm.head import MAX_LOGITS, head_log_probs
 from saga_ray.mllm.nucleus import draw_on_device
@@ -162,6 +162,17 @@ def test_fused_layers_and_split_attention_give_the_same_prefix_and_gradient(
         sum((k * v.detach()).sum() for k, v in found.made).backward()
         assert start.grad is not None
     torch.testing.assert_close(leaf.grad, slow_leaf.grad, rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("num_rows", [1, 16, 65])
+def test_few_rows_are_multiplied_as_many_are(num_rows: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(num_rows, 1, 24, generator=generator, dtype=torch.float64)
+    weight, bias = (torch.randn(*size, generator=generator, dtype=torch.float64) for size in ((40, 24), (40,)))
+    for each in (None, bias):
+        got = linear(x, weight, each)
+        torch.testing.assert_close(got, torch.nn.functional.linear(x, weight, each))
+        assert got.is_contiguous(), "kernels of attention read rows"
 
 
 def test_joining_takes_no_second_copy_of_the_weights(unfused: FrozenMLLM) -> None:

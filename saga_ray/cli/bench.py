@@ -127,12 +127,14 @@ def _show_scorer(report: Report) -> None:
         for label, key in (
             ("naive / ours", "speedup_vs_naive"),
             ("TRL / ours", "speedup_vs_trl"),
+            ("ours / template", "speedup_template"),
             ("gradient / bound", "flop_bound_ratio"),
             ("memory / naive", "peak_memory_ratio"),
         ):
             value = found[key]
             result(f"  {label:18} " + ("not measured" if value is None else f"{value:8.3f}"))
         result(f"  {'gradient error':18} {found['gradient_error']:8.1e}")
+        result(f"  {'differing answers':18} {found['differing_completions']:8.3f}")
         if "absent" in found["trl"]:
             result(f"  TRL: {found['trl']['absent']}")
 

@@ -46,6 +46,9 @@ class Elementwise:
     """What lies between a layer's matrix products, compiled or not."""
 
     def __init__(self, compiled: bool) -> None:
+        if compiled:
+            # Beyond the limit a function would silently go uncompiled.
+            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         wrap: Callable[..., Any] = torch.compile(dynamic=True) if compiled else lambda function: function
         self.norm: Callable[..., Tensor] = wrap(_norm)
         self.add_norm: Callable[..., tuple[Tensor, Tensor]] = wrap(_add_norm)

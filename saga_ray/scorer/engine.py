@@ -29,6 +29,7 @@ from saga_ray.mllm.template import Template
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.rl.rewards import verdict_rewards
 from saga_ray.scorer.checks import Reads, check_request
+from saga_ray.scorer.determinism import deterministic
 from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged, Reference
 from saga_ray.scorer.judge import Judge
 from saga_ray.scorer.parts import join_requests, origins, split_result
@@ -105,7 +106,7 @@ class ScoringEngine:
             ValueError: for what `checks.check_request` refuses, or a prompt that is too long for the MLLM.
         """
         check_request(request, self.reads)
-        with _threads(self.config.scorer.threads if self.config.scorer.deterministic else None):
+        with deterministic(self.config):
             return self._score(request)
 
     def score_together(self, requests: Sequence[ScoreRequest]) -> list[ScoreResult]:
@@ -342,17 +343,3 @@ def code_hash() -> str:
         for path in sorted((package / folder).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Run with a fixed number of threads; a product's last bit may depend on how it is shared out."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -9,10 +9,11 @@ from saga_ray.config import RunConfig
 from saga_ray.data import load_dataset
 from saga_ray.data.planning.plan import PairPlanner
 from saga_ray.data.planning.stream import micro_batches
+from saga_ray.scorer.determinism import deterministic
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext
 from saga_ray.train.evaluation_images import check_evaluation_images
-from saga_ray.train.loop import TrainResult, deterministic, finished_result, train
+from saga_ray.train.loop import TrainResult, finished_result, train
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder
 from saga_ray.types import Dataset, MicroBatch

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from saga_ray.data.planning.mining import snapshot_rows
 from saga_ray.data.planning.plan import PairPlanner
 from saga_ray.data.planning.taxonomy import relatives
 from saga_ray.encoder.encoder import Encoder, build_encoder
+from saga_ray.scorer.determinism import deterministic
 from saga_ray.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from saga_ray.train.completions import Row, completion_rows
 from saga_ray.train.consensus import Consensus
@@ -338,25 +337,6 @@ class Trainer:
                 "no loss of this run reaches %d tensors (of %s%s); they stay as they are",
                 len(names), ", ".join(parts[:8]), f" and {len(parts) - 8} more modules" if len(parts) > 8 else "",
             )  # fmt: skip
-
-
-@contextlib.contextmanager
-def deterministic(config: RunConfig) -> Iterator[None]:
-    """Fixed threads and deterministic kernels while `scorer.deterministic` is set; the process's own settings afterwards."""
-    if not config.scorer.deterministic:
-        yield
-        return
-    threads, was = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.set_num_threads(config.scorer.threads)
-    # A warning, not an error: torch has no deterministic cumulative sum on GPUs, which the scorer's sampler needs.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(was, warn_only=only_warned)
 
 
 def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None:

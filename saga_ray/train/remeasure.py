@@ -10,10 +10,10 @@ from saga_ray.configure import from_yaml, with_override
 from saga_ray.data import load_dataset
 from saga_ray.encoder.export import load_encoder
 from saga_ray.retrieval.metrics import retrieval_metrics
+from saga_ray.scorer.determinism import deterministic
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext, default_device
 from saga_ray.train.embed import embed_table
-from saga_ray.train.loop import deterministic
 from saga_ray.train.run_folder import CONFIG, RESULT
 
 TOLERANCE = 2e-3

@@ -28,7 +28,8 @@ class ResourcesConfig(Config):
     num_scorers: int = Field(1, ge=1)
     """Replicas that hold the frozen MLLM."""
     max_scorers: int | None = Field(None, ge=1)
-    """Replicas are added up to this number while many tokens wait, and go again; null keeps to num_scorers."""
+    """Replicas are added up to this number while more than scorer.tokens_per_request tokens wait for each, and go again; null keeps
+    to num_scorers. One run with the paper's recipe has some 140,000 tokens under way: for it alone lower that key as well."""
     cpus_per_scorer: float = Field(0.5, gt=0)
     gpus_per_scorer: float = Field(0.0, ge=0)
     """GPUs of a replica: below 1 several replicas share one, above 1 the MLLM's layers are spread over them (mllm.device_map=auto)."""

@@ -7,11 +7,13 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 _REMEMBERED = 32
-"""Finished jobs whose results a repeated question still finds."""
+"""Finished jobs whose results a repeated question still finds, at most."""
+_REMEMBERED_BYTES = 2**30
+"""Size of those results together, at most; the latest is kept however large it is."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +41,21 @@ class TokenQueue:
     Args:
         compute: from jobs of one group to their results, in order. If it raises for several jobs, each is computed alone,
             so that nobody hears of a neighbour's mistake.
+        size: bytes of a result, for what is remembered.
+        remembered_bytes: of finished jobs' results together.
     """
 
-    def __init__(self, compute: Callable[[Sequence[Job]], Sequence[Any]]) -> None:
-        self._compute = compute
+    def __init__(
+        self,
+        compute: Callable[[Sequence[Job]], Sequence[Any]],
+        size: Callable[[Any], int] = lambda result: 0,
+        remembered_bytes: int = _REMEMBERED_BYTES,
+    ) -> None:
+        self._compute, self._size, self._remembered_bytes = compute, size, remembered_bytes
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
-        self._known: OrderedDict[str, Job] = OrderedDict()
+        # Futures, not jobs: what a finished job worked on is of no use any more.
+        self._known: OrderedDict[str, Future] = OrderedDict()
         self._since = 0.0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._work, name="scorer", daemon=True)
@@ -56,10 +66,10 @@ class TokenQueue:
         with self._changed:
             known = self._known.get(job.name)
             # A failed one is tried again: what it failed of may be over.
-            if known is not None and not (known.future.done() and known.future.exception() is not None):
+            if known is not None and not (known.done() and known.exception() is not None):
                 self._known.move_to_end(job.name)
-                return known.future
-            self._known[job.name] = job
+                return known
+            self._known[job.name] = job.future
             self._waiting.append(job)
             self._changed.notify()
             return job.future
@@ -69,6 +79,23 @@ class TokenQueue:
         """Tokens of all jobs that wait or are being computed."""
         with self._changed:
             return sum(job.tokens for job in (*self._waiting, *self._running))
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that wait or are being computed."""
+        with self._changed:
+            return len(self._waiting) + len(self._running)
+
+    def holds(self, name: str) -> bool:
+        """True if a job of this name waits or is being computed."""
+        with self._changed:
+            return any(job.name == name for job in (*self._waiting, *self._running))
+
+    def is_advancing(self) -> bool:
+        """True if there are jobs, and the computation at hand is one that ends in time or counts as stuck."""
+        with self._changed:
+            limit_s = min((job.limit_s for job in self._running), default=0.0)
+            return self.num_jobs > 0 and limit_s < float("inf") and self.stuck_s() == 0
 
     def stuck_s(self) -> float:
         """Seconds that the computation at hand has taken beyond its limit; 0 if it has not."""
@@ -116,11 +143,21 @@ class TokenQueue:
             if len(jobs) == 1:
                 jobs[0].future.set_exception(error)
                 return
-            for job in jobs:
-                if not job.future.done():
-                    self._run([job])
+            # Each alone and in its turn, so that the time of none counts as another's.
+            again = [replace(job, group=None) for job in jobs if not job.future.done()]
+            with self._changed:
+                self._waiting.extendleft(reversed(again))
+                self._running = []
 
     def _forget(self) -> None:
-        done = [name for name, job in self._known.items() if job.future.done()]
-        for name in done[: max(0, len(done) - _REMEMBERED)]:
-            del self._known[name]
+        """Remember the latest results, up to a number and a size; no failure, since that is tried again."""
+        num, size = 0, 0
+        for name, future in reversed(list(self._known.items())):
+            if not future.done():
+                continue
+            if future.exception() is not None:
+                del self._known[name]
+                continue
+            num, size = num + 1, size + self._size(future.result())
+            if num > _REMEMBERED or (num > 1 and size > self._remembered_bytes):
+                del self._known[name]

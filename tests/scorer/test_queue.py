@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 
 import pytest
@@ -109,3 +111,88 @@ def test_only_the_latest_results_are_remembered() -> None:
     for number in range(200):
         queue.submit(Job(str(number), 1, None)).result(30)
     assert len(queue._known) < 40
+
+
+def _settled(queue: TokenQueue) -> None:
+    """Until the thread has put away what it computed."""
+    for _ in range(5000):
+        if not queue.num_jobs:
+            return
+        time.sleep(0.001)
+    raise AssertionError("still at work")
+
+
+def test_what_is_remembered_is_bounded_in_bytes_and_holds_the_latest() -> None:
+    queue = TokenQueue(lambda jobs: [bytes(job.work) for job in jobs], size=len, remembered_bytes=1000)
+    for number in range(9):
+        queue.submit(Job(str(number), 1, 300)).result(30)
+        _settled(queue)
+    assert list(queue._known) == ["6", "7", "8"]
+    large = queue.submit(Job("large", 1, 5000))
+    large.result(30)
+    _settled(queue)
+    assert list(queue._known) == ["large"], "a result larger than the bound is there for who asks again"
+    assert queue.submit(Job("large", 1, 5000)) is large
+
+
+@pytest.mark.parametrize("work", ["fine", "bad"])
+def test_a_request_is_let_go_once_it_is_answered(work: str) -> None:
+    class Request:
+        """Something that can be watched."""
+
+    def compute(jobs: Sequence[Job]) -> list[str]:
+        if any(job.group == "bad" for job in jobs):
+            raise ValueError("bad")
+        return ["done" for _ in jobs]
+
+    queue, request = TokenQueue(compute), Request()
+    seen = weakref.ref(request)
+    queue.submit(Job("a", 1, request, work)).exception(30)
+    del request
+    _settled(queue)
+    gc.collect()
+    assert seen() is None
+
+
+def test_jobs_tried_again_after_a_joint_failure_have_their_own_time() -> None:
+    """Three of 0.2 s each and a failure of 0.2 s before them: none takes 0.5 s."""
+    at_most = []
+
+    def compute(jobs: Sequence[Job]) -> list[str]:
+        time.sleep(0.2)
+        at_most.append(queue.stuck_s())
+        if len(jobs) > 1:
+            raise ValueError("one is bad")
+        return ["done"]
+
+    gate = threading.Event()
+    queue = TokenQueue(lambda jobs: [gate.wait(30)] if jobs[0].name == "first" else compute(jobs))
+    queue.submit(Job("first", 1, None))
+    while not queue._running:
+        time.sleep(0.001)
+    futures = [queue.submit(Job(name, 1, None, "g", budget=10, limit_s=0.5)) for name in "abc"]
+    gate.set()
+    assert [future.result(30) for future in futures] == ["done"] * 3
+    assert at_most == [0.0] * 4
+
+
+def test_a_queue_says_whom_it_holds_and_whether_it_advances() -> None:
+    slowly = Slowly()
+    queue = TokenQueue(slowly)
+    assert not queue.is_advancing() and not queue.holds("a")
+    queue.submit(Job("a", 1, "a", limit_s=0.3))
+    last = queue.submit(Job("b", 1, "b", limit_s=30))
+    assert queue.is_advancing() and queue.holds("a") and queue.holds("b") and not queue.holds("c")
+    time.sleep(0.4)
+    assert not queue.is_advancing(), "what is being computed takes too long"
+    slowly.let.set()
+    last.result(30)
+    _settled(queue)
+    assert not queue.is_advancing() and not queue.holds("b"), "nothing is left to do"
+    slowly.let.clear()
+    loading = queue.submit(Job("c", 1, "c"))
+    while not queue._running:
+        time.sleep(0.001)
+    assert not queue.is_advancing(), "nobody knows how long this may take"
+    slowly.let.set()
+    loading.result(30)

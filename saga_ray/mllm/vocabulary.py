@@ -14,8 +14,8 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from saga_ray.config import Config
-from saga_ray.configure import ConfigError, nearest, read_vocabulary
+from saga_ray.config import Config, RunConfig
+from saga_ray.configure import ConfigError, file_digest, nearest, read_vocabulary
 from saga_ray.mllm.answers import plain
 from saga_ray.yaml_text import parse_yaml
 
@@ -128,26 +128,55 @@ def _about_values(values: tuple[str, ...]) -> Iterator[str]:
             yield f"value {value!r} holds a comma, which separates values in the prompt; write it without"
 
 
-def load_vocabulary(name: str, digest: str | None = None) -> tuple[Vocabulary, str]:
+def load_vocabulary(name: str, digest: str | None = None, content: bytes | None = None) -> tuple[Vocabulary, str]:
     """The vocabulary of that name in the package, or in a file of one's own, and where it came from.
 
     Args:
         digest: As `prompt.vocabulary_digest`: the content that is meant.
+        content: Of the file, where another process has read it; None reads it.
 
     Raises:
         ValueError: every mistake at once, one sentence per line with file and key; or other content than is meant.
     """
-    content, source, found = read_vocabulary(name)
-    if digest is not None and found != digest:
-        raise ValueError(
-            f"prompt.vocabulary: {source} has changed since this run was configured (digest {found}, not {digest}); "
-            f"bring the old words back, or start a run under another name"
-        )
+    source = name
+    if content is None:
+        content, source = vocabulary_content(name, digest)
+    else:
+        _check_digest(source, file_digest(content), digest)
     try:
         text = content.decode()
     except UnicodeDecodeError:
         raise ConfigError(f"{source}: is not UTF-8 text; name a YAML file") from None
     return parse_vocabulary(text, source), source
+
+
+def vocabulary_content(name: str, digest: str | None = None) -> tuple[bytes, str]:
+    """What a vocabulary's file holds, and where it was found; arguments and errors as of `load_vocabulary`."""
+    content, source, found = read_vocabulary(name)
+    _check_digest(source, found, digest)
+    return content, source
+
+
+def own_words(config: RunConfig) -> bytes | None:
+    """Content of the vocabulary's file that a configuration names, to travel where the file is not; None if it names none.
+
+    Raises:
+        ValueError: if it cannot be read here, or has changed.
+    """
+    if config.prompt.vocabulary is None:
+        return None
+    try:
+        return vocabulary_content(config.prompt.vocabulary, config.prompt.vocabulary_digest)[0]
+    except ConfigError as error:
+        raise ConfigError(f"prompt.vocabulary: {error}") from None
+
+
+def _check_digest(source: str, found: str, meant: str | None) -> None:
+    if meant is not None and found != meant:
+        raise ValueError(
+            f"prompt.vocabulary: {source} has changed since this run was configured (digest {found}, not {meant}); "
+            f"bring the old words back, or start a run under another name"
+        )
 
 
 def parse_vocabulary(text: str, source: str) -> Vocabulary:

@@ -22,7 +22,8 @@ from ray.exceptions import (
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from saga_ray.config import RunConfig
-from saga_ray.on_ray.replica import REFUSED
+from saga_ray.mllm.vocabulary import own_words
+from saga_ray.on_ray.replica import IDENTITY, REFUSED
 from saga_ray.scorer.parts import join_results, num_parts, split_request, tokens_of_pair
 from saga_ray.types import ScoreRequest, ScoreResult
 
@@ -44,28 +45,34 @@ _WORTH_A_RETRY = (
 _LOOK_EVERY_S = 10.0
 """Seconds after which one who waits looks whether the service is still there."""
 _LONGEST_PAUSE_S = 30.0
+_SAY_WITHIN_S = 5.0
+"""Seconds in which a replica says whether it minds a request; its event loop has nothing else to do."""
 
 
 class RemoteScorer:
     """Scorer behind Ray Serve.
 
-    Randomness is keyed by seed, micro-batch and pair, so that asking again gives the same answers; a question keeps its name
-    when it is asked again, so that a replica that is still at it does not begin anew. Pairs of a request are split over
+    Randomness is keyed by seed, micro-batch and pair, so that asking again gives the same answers. A question is asked again
+    only if no replica holds it any more; it keeps its name, so that the replica that answered it has the answer still.
+    Serve may bring it to another one, which computes it once more, with the same result. Pairs of a request are split over
     requests of bounded tokens and put together in plan order; that changes nothing (laws 2 and 5 of the scorer).
 
     Args:
         app: name of the Serve application behind `handle`; None where there is none to look for.
+
+    Raises:
+        ValueError: if the vocabulary's file cannot be read here: its words travel, since replicas may not have it.
     """
 
     def __init__(self, handle: DeploymentHandle, config: RunConfig, app: str | None = None) -> None:
         self._handle, self._config, self._app = handle, config, app
-        self._json = config.model_dump_json()
+        self._json, self._words = config.model_dump_json(), own_words(config)
         in_flight = config.scorer.requests_in_flight or 2 * config.resources.most_scorers
         self._pool = ThreadPoolExecutor(in_flight, thread_name_prefix="scorer")
         self._identity: Mapping[str, str] | None = None
 
     def describe(self) -> Mapping[str, str]:
-        """Identity of the engine that answered first; asking for it loads the weights.
+        """Identity of the engine that answered first, which every result must share; asking for it loads the weights.
 
         Raises:
             ValueError: if weights, prompt or code are not this run's; or as `score`.
@@ -73,16 +80,21 @@ class RemoteScorer:
         if self._identity is None:
             from saga_ray.scorer.identity import check_identity
 
-            told = self._ask(lambda name: self._handle.describe.remote(self._json), dict)
-            check_identity(told, self._config, self._app or "the scorer")
+            told = self._ask(lambda name: self._handle.describe.remote(self._json, name, self._words), dict)
+            check_identity(told, self._config, self._where)
             self._identity = told
         return self._identity
+
+    @property
+    def _where(self) -> str:
+        return self._app or "the scorer"
 
     def score(self, request: ScoreRequest) -> ScoreResult:
         """Score the request's pairs on as many replicas as there are.
 
         Raises:
-            ValueError: if the service does not answer after `scorer.max_retries` retries, or refuses the request.
+            ValueError: if the service does not answer after `scorer.max_retries` retries, or refuses the request, or is no
+                longer the one that answered first.
         """
         return self.begin(request)()
 
@@ -123,16 +135,21 @@ class RemoteScorer:
     def _score_part(self, part: ScoreRequest, tokens_per_pair: int) -> ScoreResult:
         from saga_ray.scorer import wire
         from saga_ray.scorer.checks import check_result
+        from saga_ray.scorer.identity import check_unchanged
 
         arrays = wire.request_to_arrays(part)
         tokens = len(part.pairs) * tokens_per_pair
+        began = self.describe()
 
         def taken(reply: Mapping[str, Any]) -> ScoreResult:
+            reply = dict(reply)
+            # First of all: other weights may well answer in other shapes.
+            check_unchanged(reply.pop(IDENTITY, {}), began, self._where)
             result = wire.result_from_arrays(reply)
             check_result(result, part, self._config.grpo.group_size)
             return result
 
-        return self._ask(lambda name: self._handle.score.remote(self._json, name, tokens, arrays), taken)
+        return self._ask(lambda name: self._handle.score.remote(self._json, name, tokens, arrays, self._words), taken)
 
     def _ask(self, call: Callable[[str], Any], taken: Callable[[Mapping[str, Any]], Any]) -> Any:
         """Ask until an answer can be taken.
@@ -151,7 +168,7 @@ class RemoteScorer:
                 time.sleep(min(_LONGEST_PAUSE_S, 0.5 * 2**attempt))
                 self._check_there()
             try:
-                reply = self._once(partial(call, name))
+                reply = self._once(partial(call, name), name)
                 if REFUSED in reply:
                     raise ValueError(str(reply[REFUSED]))
                 return taken(reply)
@@ -160,13 +177,17 @@ class RemoteScorer:
             except _WORTH_A_RETRY as error:
                 cause = error
         raise ValueError(
-            f"scorer.max_retries: the scorer did not answer {settings.max_retries + 1} times (scorer.timeout_s="
+            f"scorer.max_retries: the scorer did not answer {settings.max_retries + 1} times (each within scorer.timeout_s="
             f"{settings.timeout_s:g}; last: {_short(cause)}); the run stopped at its last checkpoint, the same command goes on from there"
         )
 
-    def _once(self, call: Callable[[], Any]) -> Mapping[str, Any]:
-        """One attempt. Being turned away by a full queue is no failure: it is tried again until the attempt's time is over."""
-        latest = time.monotonic() + self._config.scorer.timeout_s
+    def _once(self, call: Callable[[], Any], name: str) -> Mapping[str, Any]:
+        """One attempt; its time is over after `scorer.timeout_s` in which no replica was at it.
+
+        Being turned away by a full queue is no failure: it is tried again until then.
+        """
+        timeout_s = self._config.scorer.timeout_s
+        latest = time.monotonic() + timeout_s
         response, pause_s = call(), 0.05
         while True:
             left_s = latest - time.monotonic()
@@ -178,9 +199,24 @@ class RemoteScorer:
                 time.sleep(pause_s)
                 response, pause_s = call(), min(2.0, 2 * pause_s)
             except TimeoutError as error:
-                if isinstance(error, RayTaskError) or left_s <= _LOOK_EVERY_S:
+                if isinstance(error, RayTaskError):
                     raise
                 self._check_there()
+                if left_s > _LOOK_EVERY_S:
+                    continue
+                if not self._is_minded(name):
+                    raise TimeoutError(
+                        f"no reply, and no replica at work on the request for {timeout_s:g} s"
+                    ) from error
+                latest = time.monotonic() + min(timeout_s, _LOOK_EVERY_S)
+
+    def _is_minded(self, name: str) -> bool:
+        """True if a replica says that the request waits its turn there, or is being scored and not stuck."""
+        try:
+            said = self._handle.broadcast("minds", name).results(timeout_s=_SAY_WITHIN_S, return_exceptions=True)
+        except _WORTH_A_RETRY:
+            return False
+        return any(each is True for each in said)
 
     def _check_there(self) -> None:
         """Nobody waits for a service that has been taken away."""

@@ -17,9 +17,10 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
+from saga_ray.mllm.vocabulary import own_words
 from saga_ray.on_ray.cluster import Cluster, hush
 from saga_ray.on_ray.remote import is_there, remote_scorer
-from saga_ray.on_ray.replica import ScorerReplica
+from saga_ray.on_ray.replica import AT_WORK, ScorerReplica
 from saga_ray.on_ray.resources import scorer_threads
 
 APP_VARIABLE = "SAGA_RAY_SCORER_APP"
@@ -30,8 +31,6 @@ SERVICE_NAME = "saga-ray-scorer"
 _APP_PREFIX = "saga-ray-scorer-"
 _OWN_APP = re.compile(rf"{_APP_PREFIX}([0-9a-f]+)-[0-9a-f]{{12}}")
 """Name of an application of ours: the Ray job of the driver that ends it, and a number."""
-_AT_WORK = 16
-"""Requests that a replica holds at once: those of its passes, and some that wait for the next."""
 _WAITING = 256
 """Requests of one trainer that may wait for a replica. It has far fewer under way; one that is turned away asks again."""
 
@@ -66,7 +65,7 @@ def scorer_app(
         replica,
         name="Scorer",
         **{
-            "max_ongoing_requests": _AT_WORK,
+            "max_ongoing_requests": AT_WORK,
             "max_queued_requests": _WAITING,
             "ray_actor_options": actor,
             "health_check_period_s": 5,
@@ -78,8 +77,9 @@ def scorer_app(
             **options,
         },
     )
-    told = config.model_dump_json() if warm or standing else None
-    return deployment.bind(threads, os.getcwd() if told else None, told, standing)
+    if not (warm or standing):
+        return deployment.bind(threads)
+    return deployment.bind(threads, os.getcwd(), config.model_dump_json(), standing, own_words(config))
 
 
 def _replicas(config: RunConfig) -> dict[str, Any]:

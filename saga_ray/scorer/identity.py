@@ -18,6 +18,12 @@ _WHAT = {
     "prompt": "asks another prompt than this run",
     "code": "runs another version of saga-ray's scorer than this process",
 }
+_CHANGED = {
+    "weights": "other weights, tokens or settings",
+    "prompt": "another prompt",
+    "code": "another version of saga-ray's scorer",
+    "dtype": "another dtype",
+}
 
 
 def expected_identity(config: RunConfig) -> dict[str, str]:
@@ -59,3 +65,23 @@ def check_identity(told: Mapping[str, str], config: RunConfig, where: str) -> No
         raise ValueError(
             f"scorer.service: {where} computes in {told['dtype']}, not in mllm.dtype={config.mllm.dtype}; {advice}"
         )
+
+
+def check_unchanged(told: Mapping[str, str], began: Mapping[str, str], where: str) -> None:
+    """Refuse a reply of another scorer than the one that a run began with.
+
+    Args:
+        told: the `describe()` that came with the reply; may lack keys.
+        began: the one that `check_identity` has passed.
+        where: what to call the scorer.
+
+    Raises:
+        ValueError: what differs, and what to do.
+    """
+    for key, what in _CHANGED.items():
+        if told.get(key) != began[key]:
+            raise ValueError(
+                f"scorer.service: {where} has answered with {what} than this run began with ({key} {told.get(key)}, not "
+                f"{began[key]}); the run stopped at its last checkpoint. Start the service again as it was, and type the same "
+                f"command to go on from there"
+            )

@@ -12,17 +12,20 @@ from saga_ray.mllm.vocabulary import load_vocabulary
 from saga_ray.model_folder import model_folder
 
 
-def prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
+def prompt_in(config: RunConfig, folder: Path | None, words: bytes | None = None) -> Prompt:
     """The prompt of a run whose MLLM lies in `folder`; None shows what would be asked without knowing the MLLM.
+
+    Args:
+        words: content of the vocabulary's file, where another process has read it; None reads the file.
 
     Raises:
         ValueError: for a vocabulary or a prompt file that cannot be used.
     """
-    prompt = _prompt_in(config, folder)
+    prompt = _prompt_in(config, folder, words)
     return replace(prompt, answers=config.prompt.answers, value_tokens=config.prompt.value_tokens)
 
 
-def _prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
+def _prompt_in(config: RunConfig, folder: Path | None, words: bytes | None) -> Prompt:
     name = config.prompt.vocabulary
     if name is None:
         return load_prompt(config.dataset, config.prompt.variant, folder)
@@ -31,7 +34,7 @@ def _prompt_in(config: RunConfig, folder: Path | None) -> Prompt:
             f"prompt.vocabulary: {name} cannot be asked, since the MLLM in {folder} carries its own prompt ({OWN_PROMPT}) and "
             f"reads no other; leave the key out, or name another MLLM with --set mllm.path=DIR"
         )
-    vocabulary, source = load_vocabulary(name, config.prompt.vocabulary_digest)
+    vocabulary, source = load_vocabulary(name, config.prompt.vocabulary_digest, words)
     return prompt_from_vocabulary(vocabulary.model_dump(), config.prompt.variant, source)
 
 

@@ -9,8 +9,9 @@ import pytest
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
 from saga_ray.on_ray.autoscale import TokenPolicy
-from saga_ray.on_ray.replica import TOKENS, scoring_key
+from saga_ray.on_ray.replica import TOKENS
 from saga_ray.on_ray.serve import scorer_app
+from saga_ray.scorer.engines import scoring_key
 
 
 def _seen(tokens: dict[str, float], requests: float, queued: float = 0.0) -> SimpleNamespace:

@@ -160,8 +160,17 @@ def test_a_scorer_that_never_answers_ends_in_a_sentence(small_config: RunConfig)
         def result(self, timeout_s: float) -> None:
             raise TimeoutError(f"nothing within {timeout_s} s")
 
+        def broadcast(self, *args: object) -> Silence:
+            return self
+
+        def results(self, timeout_s: float, return_exceptions: bool) -> list[object]:
+            return [False, TimeoutError("this replica does not answer either")]
+
     config = with_override(with_override(small_config, "scorer.timeout_s", 0.5), "scorer.max_retries", 1)
-    with pytest.raises(ValueError, match=r"scorer\.max_retries: the scorer did not answer 2 times.*TimeoutError"):
+    with pytest.raises(
+        ValueError,
+        match=r"scorer\.max_retries: the scorer did not answer 2 times.*scorer\.timeout_s=0\.5.*TimeoutError",
+    ):
         RemoteScorer(Silence(), config).score(_request())
 
 
@@ -201,6 +210,68 @@ def test_being_turned_away_is_no_failed_attempt(small_config: RunConfig, local: 
     handle = Replies(*full, local.describe())
     assert RemoteScorer(handle, config).describe() == local.describe()
     assert handle.num_asked == 4
+
+
+def test_a_reply_that_says_another_identity_or_none_is_refused_before_it_is_read(
+    small_config: RunConfig, local: LocalScorer
+) -> None:
+    told = local.describe()
+    for reply, sentence in (
+        (
+            {"identity": {**told, "prompt": "other"}},
+            r"the scorer has answered with another prompt .*\(prompt other, not ",
+        ),
+        ({"identity": {**told, "code": "other"}}, "another version of saga-ray's scorer"),
+        ({"identity": {**told, "dtype": "bfloat16"}}, r"another dtype .*\(dtype bfloat16, not float32\)"),
+        ({}, r"other weights, tokens or settings .*\(weights None, not "),
+    ):
+        handle = Replies(told, reply)
+        with pytest.raises(ValueError, match=rf"^scorer\.service: .*{sentence}.*the same command"):
+            RemoteScorer(handle, small_config).score(replace(_request(), pairs=_request().pairs[:1]))
+        assert handle.num_asked == 2, "it is not asked again"
+
+
+def test_a_trainer_bounds_what_it_has_under_way(small_config: RunConfig, local: LocalScorer) -> None:
+    class Slow:
+        """A handle that answers, with a refusal, when it is let; it counts who waits."""
+
+        def __init__(self) -> None:
+            self.let, self.lock, self.waiting, self.most, self.num_asked = threading.Event(), threading.Lock(), 0, 0, 0
+            self.describe = self.score = self
+
+        def remote(self, *args: object) -> Slow:
+            return self
+
+        def result(self, timeout_s: float) -> dict[str, str]:
+            with self.lock:
+                self.num_asked += 1
+                if self.num_asked == 1:
+                    return local.describe()
+                self.waiting += 1
+                self.most = max(self.most, self.waiting)
+            assert self.let.wait(30)
+            with self.lock:
+                self.waiting -= 1
+            return {REFUSED: "no"}
+
+    for settings, wanted in (({"scorer.requests_in_flight": 3}, 3), ({"resources.max_scorers": 2}, 4)):
+        config = small_config
+        for key, value in settings.items():
+            config = with_override(config, key, value)
+        handle = Slow()
+        scorer = RemoteScorer(handle, config)
+        answers = [scorer.begin(replace(_request(), pairs=_request().pairs[:1])) for _ in range(9)]
+        for _ in range(3000):
+            if handle.waiting == wanted:
+                break
+            time.sleep(0.01)
+        time.sleep(0.2)  # for one too many
+        assert handle.most == wanted
+        handle.let.set()
+        for answer in answers:
+            with pytest.raises(ValueError, match=r"^no$"):
+                answer()
+        assert handle.most == wanted and handle.num_asked == 10
 
 
 def test_after_the_service_nothing_of_it_is_left(ray_cluster: None, small_config: RunConfig) -> None:

@@ -59,7 +59,7 @@ def command(
             shown.stage("starting Ray")
             cluster = stack.enter_context(connect([config]))
             shown.stage("loading the frozen MLLM")
-            start_service(config, cluster, name)
+            start_service(config, cluster, name, shown.stage)
         _say_how_to_join(name, cluster.address, cluster.started)
         if cluster.started:
             _wait(name)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -23,6 +24,8 @@ from saga_ray.on_ray.remote import is_there, remote_scorer
 from saga_ray.on_ray.replica import AT_WORK, ScorerReplica
 from saga_ray.on_ray.resources import scorer_threads
 
+logger = logging.getLogger(__name__)
+
 APP_VARIABLE = "SAGA_RAY_SCORER_APP"
 """Name of a standing scorer application (`cluster/kuberay-rayservice.yaml`) to use in place of an own one."""
 SERVICE_NAME = "saga-ray-scorer"
@@ -35,6 +38,8 @@ _WAITING = 256
 """Requests of one trainer that may wait for a replica. It has far fewer under way; one that is turned away asks again."""
 
 _LOOK_EVERY_S = 1.0
+_SAY_AFTER_S = 15.0
+"""Seconds after which a service that has no room yet says so."""
 _LEAVE_WITHIN_S = 30.0
 
 
@@ -167,8 +172,13 @@ def scorer_service(configs: Sequence[RunConfig], cluster: Cluster) -> Iterator[s
         _end(name, keep_serve=was_running or cluster.started)
 
 
-def start_service(config: RunConfig, cluster: Cluster, name: str) -> None:
+def start_service(config: RunConfig, cluster: Cluster, name: str, say: Callable[[str], None] = logger.warning) -> None:
     """Start a standing service and wait until its weights are loaded; it stays until `stop_service`.
+
+    It waits as long as it takes for room on the cluster. Nothing is left of it if this does not end well, Ctrl-C included.
+
+    Args:
+        say: is told once if it has to wait, and what for.
 
     Raises:
         ValueError: if one of this name runs, or it cannot be started.
@@ -179,12 +189,44 @@ def start_service(config: RunConfig, cluster: Cluster, name: str) -> None:
         )
     try:
         _deploy(config, cluster, name, warm=True, standing=True)
-    except RuntimeError as error:
+        _wait_until_ready(config, name, say)
+    except BaseException as error:
         _end(name, keep_serve=False)
+        if not isinstance(error, RuntimeError):
+            raise
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(
             f"--name {name}: the service did not start ({reason}); see Ray's logs of its replica"
         ) from error
+
+
+def _wait_until_ready(config: RunConfig, name: str, say: Callable[[str], None]) -> None:
+    """Until every replica has loaded its weights.
+
+    Raises:
+        RuntimeError: if one cannot, or the service is taken away.
+    """
+    latest: float | None = time.monotonic() + _SAY_AFTER_S
+    while True:
+        found = serve.status().applications.get(name)
+        if found is None or found.status in ("DEPLOY_FAILED", "DELETING"):
+            raise RuntimeError(found.message if found is not None and found.message.strip() else "it was taken away")
+        if found.status == "RUNNING":
+            return
+        if latest is not None and time.monotonic() > latest and (num := _num_without_room(name)):
+            latest, r, free = None, config.resources, ray.available_resources()
+            say(
+                f"waiting for room: {num} of {r.num_scorers} replicas found no node with {r.cpus_per_scorer:g} CPUs "
+                f"(resources.cpus_per_scorer) and {r.gpus_per_scorer:g} GPUs (resources.gpus_per_scorer) free; the cluster has "
+                f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
+            )
+        time.sleep(0.2)
+
+
+def _num_without_room(name: str) -> int:
+    """Replicas of an application that Ray has not placed on a node yet."""
+    waiting = state.actors(actor_state_name="PENDING_CREATION").values()
+    return sum(actor["Name"].startswith(f"SERVE_REPLICA::{name}#") for actor in waiting)
 
 
 def stop_service(name: str) -> None:
@@ -228,7 +270,7 @@ def _deploy(config: RunConfig, cluster: Cluster, name: str, *, warm: bool, stand
     serve.run_many(
         [serve.RunTarget(app, name=name, route_prefix=None)],
         wait_for_ingress_deployment_creation=True,
-        wait_for_applications_running=warm,
+        wait_for_applications_running=False,
     )
 
 

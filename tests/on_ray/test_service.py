@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -34,6 +36,34 @@ def served(ray_cluster: None, small_config: RunConfig) -> Iterator[str]:
     assert not is_there(NAME)
     with pytest.raises(ValueError, match=rf"--stop {NAME}: no service of this name runs here \(running: none\)"):
         stop_service(NAME)
+
+
+def test_a_service_without_room_says_so_once_and_leaves_nothing_when_it_is_given_up(
+    served: str, small_config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saga_ray.on_ray import serve
+    from saga_ray.on_ray.cluster import connect
+
+    monkeypatch.setattr(serve, "_SAY_AFTER_S", 1.0)
+    said: list[str] = []
+
+    def give_up(text: str) -> None:
+        said.append(text)
+        timer = threading.Timer(
+            1.5, signal.raise_signal, (signal.SIGINT,)
+        )  # as Ctrl-C, once it has had time to say more
+        timer.start()
+
+    # The node for scoring has two CPUs, of which the other service holds a part.
+    wide = with_override(small_config, "resources.cpus_per_scorer", 2.0)
+    with connect([wide]) as cluster:
+        with pytest.raises(KeyboardInterrupt):
+            start_service(wide, cluster, "no-room", give_up)
+        assert not is_there("no-room") and is_there(served)
+        assert len(said) == 1
+        assert re.match(
+            r"waiting for room: 1 of 1 replicas found no node with 2 CPUs \(resources\.cpus_per_scorer\)", said[0]
+        )
 
 
 def test_runs_join_a_service_wherever_their_folder_lies_and_leave_it_running(

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import click
 
 from saga_ray.cli.options import RECIPE, SET, split_words
 from saga_ray.cli.terminal import progress, result, say, shell_quoted
+
+_OF_THE_SERVICE = {
+    "resources.num_scorers",
+    "resources.max_scorers",
+    "resources.cpus_per_scorer",
+    "resources.gpus_per_scorer",
+}
+_PATHS = ("mllm.path", "prompt.vocabulary", "data.root", "data.taxonomy", "encoder.weights")
 
 
 @click.command("serve")
@@ -60,7 +71,7 @@ def command(
             cluster = stack.enter_context(connect([config]))
             shown.stage("loading the frozen MLLM")
             start_service(config, cluster, name, shown.stage)
-        _say_how_to_join(name, cluster.address, cluster.started)
+        _say_how_to_join(name, joining(name, dataset, recipe, overrides), cluster.address, cluster.started)
         if cluster.started:
             _wait(name)
 
@@ -71,10 +82,39 @@ def _checked(name: str) -> str:
     return name
 
 
-def _say_how_to_join(name: str, address: str, started: bool) -> None:
-    say(f"{name} is ready. A run joins it with `--set scorer.service={name}`, and leaves it running:")
+def joining(name: str, dataset: str, recipe: str | None, overrides: Mapping[str, Any]) -> list[str]:
+    """Words of a run that means what the service was started for: all that was set, but what only the service asks of Ray.
+
+    Paths are made absolute where they exist, since the run may be started elsewhere.
+    """
+    told = {"scorer.service": name, **{key: value for key, value in overrides.items() if key not in _OF_THE_SERVICE}}
+    for key in _PATHS:
+        if isinstance(told.get(key), str) and os.path.exists(os.path.expanduser(told[key])):
+            told[key] = os.path.abspath(os.path.expanduser(told[key]))
+    words = ["saga-ray", "train", dataset]
+    if dataset != "demo" and "data.root" not in told:
+        words += ["--data-root", "DIR"]
+    if recipe is not None:
+        words += ["--recipe", recipe]
+    # JSON is YAML: whatever was typed is read back as it was.
+    sets = [f"{key}={value if _reads_back(value) else json.dumps(value)}" for key, value in told.items()]
+    return [*words, "--set", *sets]
+
+
+def _reads_back(value: Any) -> bool:
+    """True for a word that stays itself when it is read as YAML."""
+    from saga_ray.configure import ConfigError, parse_assignments
+
+    try:
+        return isinstance(value, str) and parse_assignments([f"key={value}"]) == {"key": value}
+    except ConfigError:
+        return False
+
+
+def _say_how_to_join(name: str, words: Sequence[str], address: str, started: bool) -> None:
+    say(f"{name} is ready. A run joins it with `--set scorer.service={name}`, and leaves it running; for instance:")
     at = f"RAY_ADDRESS={address} " if started or os.environ.get("RAY_ADDRESS") else ""
-    result(at + shell_quoted("saga-ray", "train", "demo", "--set", f"scorer.service={name}"))
+    result(at + shell_quoted(*words))
     stop = at + shell_quoted("saga-ray", "serve", "--stop", name)
     say(f"End it with Ctrl-C, or `{stop}`." if started else f"End it with `{stop}`.")
 

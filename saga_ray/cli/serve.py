@@ -40,13 +40,13 @@ def command(
     name: str | None,
     stop_name: str | None,
 ) -> None:
-    """Keep a frozen MLLM ready for several runs; each joins with `--set scorer.service=NAME` and leaves it running.
+    """Keep a frozen MLLM ready for several runs; each joins with the words that are printed, and leaves it running.
 
     On a cluster (RAY_ADDRESS, or a submitted job) the command returns when the service is ready. Otherwise it starts Ray
     on this machine and stays until Ctrl-C or `saga-ray serve --stop NAME`.
 
     \b
-    saga-ray serve --mllm /models/Qwen3-VL-8B-Instruct --set resources.gpus_per_scorer=1 resources.max_scorers=4
+    saga-ray serve --dataset cub --mllm /models/Qwen3-VL-8B-Instruct --set resources.gpus_per_scorer=1 resources.max_scorers=4
     saga-ray serve --stop saga-ray-scorer
     """
     # `--set a=1 b=2`: what follows stands where other verbs have their data set.

@@ -110,7 +110,8 @@ class ScorerConfig(Config):
     """How answers are written: token by token in a plain loop, or in slots of fixed shape with CUDA graphs, one for each pair of a
     chunk; auto takes slots on a GPU, except in deterministic mode and for MLLMs that do not fit them."""
     timeout_s: float = Field(600.0, gt=0)
-    """A remote request that takes longer is retried."""
+    """Seconds after which a remote request is asked again that no replica is at: time in the queue of one that scores others does
+    not count. A pass that takes twice as long counts as stuck, and its replica is replaced."""
     max_retries: int = Field(3, ge=0)
     """Retries of a remote request before the run stops at its last checkpoint."""
     service: str | None = Field(None, pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")

@@ -56,7 +56,8 @@ def command(
         return
     from saga_ray.configure import parse_assignments
     from saga_ray.on_ray.cluster import connect
-    from saga_ray.on_ray.serve import SERVICE_NAME, serving_config, start_service
+    from saga_ray.on_ray.serve import serving_config
+    from saga_ray.on_ray.standing import SERVICE_NAME, start_service
     from saga_ray.scorer.prompt import run_prompt
 
     name = _checked(name or SERVICE_NAME)
@@ -121,7 +122,7 @@ def _say_how_to_join(name: str, words: Sequence[str], address: str, started: boo
 
 def _wait(name: str) -> None:
     """Until it is stopped from elsewhere, or Ctrl-C."""
-    from saga_ray.on_ray.serve import wait_until_stopped
+    from saga_ray.on_ray.standing import wait_until_stopped
 
     try:
         wait_until_stopped(name)
@@ -136,7 +137,7 @@ def _stop(name: str) -> None:
             f"--stop {name}: on which cluster is not said; set RAY_ADDRESS to the address that `saga-ray serve` printed"
         )
     from saga_ray.on_ray.cluster import connect
-    from saga_ray.on_ray.serve import stop_service
+    from saga_ray.on_ray.standing import stop_service
 
     with connect([]):
         stop_service(name)

@@ -1,14 +1,12 @@
-"""The frozen MLLM as a Ray Serve application: for one command, which ends it, or standing, for many runs."""
+"""The frozen MLLM as a Ray Serve application, and for as long as one command lasts; `standing` keeps one for many runs."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
-import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -20,27 +18,18 @@ from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.mllm.vocabulary import own_words
 from saga_ray.on_ray.cluster import Cluster, hush
-from saga_ray.on_ray.remote import is_there, remote_scorer
+from saga_ray.on_ray.remote import remote_scorer
 from saga_ray.on_ray.replica import AT_WORK, ScorerReplica
 from saga_ray.on_ray.resources import scorer_threads
 
-logger = logging.getLogger(__name__)
-
 APP_VARIABLE = "SAGA_RAY_SCORER_APP"
 """Name of a standing scorer application (`cluster/kuberay-rayservice.yaml`) to use in place of an own one."""
-SERVICE_NAME = "saga-ray-scorer"
-"""Name of a standing service unless another is given."""
 
 _APP_PREFIX = "saga-ray-scorer-"
 _OWN_APP = re.compile(rf"{_APP_PREFIX}([0-9a-f]+)-[0-9a-f]{{12}}")
 """Name of an application of ours: the Ray job of the driver that ends it, and a number."""
 _WAITING = 256
 """Requests of one trainer that may wait for a replica. It has far fewer under way; one that is turned away asks again."""
-
-_LOOK_EVERY_S = 1.0
-_SAY_AFTER_S = 15.0
-"""Seconds after which a service that has no room yet says so."""
-_LEAVE_WITHIN_S = 30.0
 
 
 def scorer_app(
@@ -160,105 +149,27 @@ def scorer_service(configs: Sequence[RunConfig], cluster: Cluster) -> Iterator[s
         return
     config = max(own, key=lambda c: c.resources.num_scorers)
     name = f"{_APP_PREFIX}{ray.get_runtime_context().get_job_id()}-{uuid.uuid4().hex[:12]}"
-    was_running = _serve_is_running()
+    was_running = serve_is_running()
     if was_running:
         _delete_orphans()
     try:
         # The replica loads its weights while the training workers start; the first request waits for it.
-        _deploy(config, cluster, name, warm=False)
+        deploy(config, cluster, name, warm=False)
         yield name
     finally:
         # A cluster of our own ends with us, Serve included.
-        _end(name, keep_serve=was_running or cluster.started)
+        end_app(name, keep_serve=was_running or cluster.started)
 
 
-def start_service(config: RunConfig, cluster: Cluster, name: str, say: Callable[[str], None] = logger.warning) -> None:
-    """Start a standing service and wait until its weights are loaded; it stays until `stop_service`.
-
-    It waits as long as it takes for room on the cluster. Nothing is left of it if this does not end well, Ctrl-C included.
-
-    Args:
-        say: is told once if it has to wait, and what for.
-
-    Raises:
-        ValueError: if one of this name runs, or it cannot be started.
-    """
-    if _serve_is_running() and is_there(name):
-        raise ValueError(
-            f"--name {name}: a service of this name runs; end it with `saga-ray serve --stop {name}` first"
-        )
-    try:
-        _deploy(config, cluster, name, warm=True, standing=True)
-        _wait_until_ready(config, name, say)
-    except BaseException as error:
-        _end(name, keep_serve=False)
-        if not isinstance(error, RuntimeError):
-            raise
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(
-            f"--name {name}: the service did not start ({reason}); see Ray's logs of its replica"
-        ) from error
-
-
-def _wait_until_ready(config: RunConfig, name: str, say: Callable[[str], None]) -> None:
-    """Until every replica has loaded its weights.
-
-    Raises:
-        RuntimeError: if one cannot, or the service is taken away.
-    """
-    latest: float | None = time.monotonic() + _SAY_AFTER_S
-    while True:
-        found = serve.status().applications.get(name)
-        if found is None or found.status in ("DEPLOY_FAILED", "DELETING"):
-            raise RuntimeError(found.message if found is not None and found.message.strip() else "it was taken away")
-        if found.status == "RUNNING":
-            return
-        if latest is not None and time.monotonic() > latest and (num := _num_without_room(name)):
-            latest, r, free = None, config.resources, ray.available_resources()
-            say(
-                f"waiting for room: {num} of {r.num_scorers} replicas found no node with {r.cpus_per_scorer:g} CPUs "
-                f"(resources.cpus_per_scorer) and {r.gpus_per_scorer:g} GPUs (resources.gpus_per_scorer) free; the cluster has "
-                f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs free"
-            )
-        time.sleep(0.2)
-
-
-def _num_without_room(name: str) -> int:
-    """Replicas of an application that Ray has not placed on a node yet."""
-    waiting = state.actors(actor_state_name="PENDING_CREATION").values()
-    return sum(actor["Name"].startswith(f"SERVE_REPLICA::{name}#") for actor in waiting)
-
-
-def stop_service(name: str) -> None:
-    """End a standing service; runs that still ask it stop at their last checkpoints.
-
-    Raises:
-        ValueError: if there is none of this name.
-    """
-    running = sorted(serve.status().applications) if _serve_is_running() else []
-    if name not in running:
-        raise ValueError(f"--stop {name}: no service of this name runs here (running: {', '.join(running) or 'none'})")
-    _end(name, keep_serve=False)
-
-
-def wait_until_stopped(name: str) -> None:
-    """Stand by a service on a cluster of one's own until somebody has stopped it, and has left the cluster too."""
-    before = _alive_jobs()
-    while is_there(name):
-        time.sleep(_LOOK_EVERY_S)
-    latest = time.monotonic() + _LEAVE_WITHIN_S
-    # Who stops it is still tidying up; without a cluster it would fail at that.
-    while _alive_jobs() - before and time.monotonic() < latest:
-        time.sleep(_LOOK_EVERY_S)
-
-
-def _alive_jobs() -> set[str]:
+def alive_jobs() -> set[str]:
+    """Ray jobs whose drivers are alive."""
     # The table of the GCS: `ray.util.state` would ask the dashboard, which a cluster need not have.
     return {job["JobID"] for job in state.jobs() if not job["IsDead"]}
 
 
-def _deploy(config: RunConfig, cluster: Cluster, name: str, *, warm: bool, standing: bool = False) -> None:
-    if not _serve_is_running():
+def deploy(config: RunConfig, cluster: Cluster, name: str, *, warm: bool, standing: bool = False) -> None:
+    """Hand an application to Serve, which starts its replicas; `warm` and `standing` as for `scorer_app`."""
+    if not serve_is_running():
         serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
     app = scorer_app(
         config,
@@ -279,14 +190,15 @@ def _delete_orphans() -> None:
     owners = {name: match[1] for name in serve.status().applications if (match := _OWN_APP.fullmatch(name))}
     if not owners:
         return
-    alive = _alive_jobs()
+    alive = alive_jobs()
     for name, job in owners.items():
         if job not in alive:
             with contextlib.suppress(TimeoutError):  # Serve goes on deleting
                 serve.delete(name)
 
 
-def _serve_is_running() -> bool:
+def serve_is_running() -> bool:
+    """True if somebody has started Ray Serve on the cluster."""
     try:
         ray.get_actor("SERVE_CONTROLLER_ACTOR", namespace="serve")
     except ValueError:
@@ -294,8 +206,9 @@ def _serve_is_running() -> bool:
     return True
 
 
-def _end(name: str, keep_serve: bool) -> None:
-    if not ray.is_initialized() or not _serve_is_running():
+def end_app(name: str, keep_serve: bool) -> None:
+    """Delete an application, if the cluster is still there."""
+    if not ray.is_initialized() or not serve_is_running():
         return
     hush()  # Serve sets its own level when it is started
     serve.delete(name)

@@ -16,7 +16,8 @@ import pytest
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
 from saga_ray.on_ray.remote import is_there, remote_scorer
-from saga_ray.on_ray.serve import scorer_service, start_service, stop_service
+from saga_ray.on_ray.serve import scorer_service
+from saga_ray.on_ray.standing import start_service, stop_service
 from saga_ray.scorer.local import LocalScorer, build_engine
 from tests.on_ray.test_serve_faults import assert_equal, request
 
@@ -41,10 +42,10 @@ def served(ray_cluster: None, small_config: RunConfig) -> Iterator[str]:
 def test_a_service_without_room_says_so_once_and_leaves_nothing_when_it_is_given_up(
     served: str, small_config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from saga_ray.on_ray import serve
+    from saga_ray.on_ray import standing
     from saga_ray.on_ray.cluster import connect
 
-    monkeypatch.setattr(serve, "_SAY_AFTER_S", 1.0)
+    monkeypatch.setattr(standing, "_SAY_AFTER_S", 1.0)
     said: list[str] = []
 
     def give_up(text: str) -> None:
@@ -62,8 +63,21 @@ def test_a_service_without_room_says_so_once_and_leaves_nothing_when_it_is_given
         assert not is_there("no-room") and is_there(served)
         assert len(said) == 1
         assert re.match(
-            r"waiting for room: 1 of 1 replicas found no node with 2 CPUs \(resources\.cpus_per_scorer\)", said[0]
+            r"waiting for room: 1 of 1 replicas have no place yet; each takes 2 CPUs \(resources\.cpus", said[0]
         )
+
+
+@pytest.mark.slow
+def test_a_service_that_cannot_load_its_weights_ends_in_a_sentence(served: str, small_config: RunConfig) -> None:
+    from saga_ray.on_ray.cluster import connect
+
+    broken = with_override(small_config, "mllm.path", "/nowhere/at-all")
+    with connect([broken]) as cluster:
+        with pytest.raises(
+            ValueError, match=r"--name broken: the service did not start \(.*mllm\.path: /nowhere/at-all"
+        ):
+            start_service(broken, cluster, "broken")
+        assert not is_there("broken") and is_there(served)
 
 
 def test_runs_join_a_service_wherever_their_folder_lies_and_leave_it_running(

@@ -176,7 +176,7 @@ def test_a_run_whose_service_is_taken_away_stops_at_a_checkpoint_and_goes_on_fro
     ray_cluster: None, small_config: RunConfig, tmp_path: Path
 ) -> None:
     from saga_ray.on_ray.cluster import connect
-    from saga_ray.on_ray.serve import start_service, stop_service
+    from saga_ray.on_ray.standing import start_service, stop_service
 
     class Stopper(Heard):
         """Takes the service away between two checkpoints."""

@@ -24,6 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixi
 
 from saga_ray.mllm.attention import Memory, PrefixMemory
 from saga_ray.mllm.families import Family, family_named
+from saga_ray.mllm.marks import ImageMarks
+from saga_ray.mllm.prompt import prompt_ids
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,11 @@ class FrozenMLLM:
     def family(self) -> Family:
         """What is particular to this model's family."""
         return family_named(self.model.config.model_type)
+
+    @cached_property
+    def marks(self) -> ImageMarks:
+        """What stands for an image in its chat template, and around it in a prompt."""
+        return self.family.marks(self.model.config, self.tokenizer)
 
     @property
     def decoder(self) -> nn.Module:
@@ -164,14 +171,8 @@ class FrozenMLLM:
 
     def layout(self, texts: tuple[str, str, str], grid_hw: tuple[int, int]) -> Layout:
         """Tokenise the prompt's three texts and compute positions with the model's own rule."""
-        before, between, after = (tuple(self.tokenizer.encode(text, add_special_tokens=False)) for text in texts)
-        if not after:
-            raise ValueError("prompt: the text after the second image is empty; it must hold at least one token")
         config = self.model.config
-        if config.image_token_id in (*before, *between, *after):
-            raise ValueError(
-                "prompt: the texts hold image placeholders; leave them out, they are put between the texts"
-            )
+        before, between, after = prompt_ids(self.tokenizer, texts, config.image_token_id)
         closing = self.family.closing_ids(config)
         draft = Layout(before, closing + between, closing + after, grid_hw, torch.empty(3, 0, dtype=torch.int64))
         ids_C = torch.tensor(draft.prompt_ids(config.image_token_id))

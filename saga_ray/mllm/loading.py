@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
@@ -22,9 +23,10 @@ from transformers.utils import logging as transformers_logging
 from saga_ray.config import MLLMConfig
 from saga_ray.mllm.attention import install
 from saga_ray.mllm.exact import exact_float64
-from saga_ray.mllm.families import Family, family_named, refusal_of
+from saga_ray.mllm.families import family_named, refusal_of
 from saga_ray.mllm.frozen import FrozenMLLM
 from saga_ray.mllm.fused import fuse
+from saga_ray.mllm.marks import ImageMarks
 from saga_ray.mllm.two_part import can_be_split
 from saga_ray.model_folder import ELSEWHERE, first_line, model_folder
 
@@ -120,9 +122,14 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     return mllm
 
 
-def load_family(folder: Path) -> Family:
-    """The family of a folder that was checked."""
-    return family_named(json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"])
+def load_marks(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+    """What stands for an image in the prompts of a folder that was checked.
+
+    Raises:
+        OSError, ValueError: from the library, for a configuration that it cannot read, or from `Family.marks`.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return family_named(config.model_type).marks(config, tokenizer)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -139,8 +146,9 @@ def _words(folder: Path) -> tuple[ProcessorMixin | None, PreTrainedTokenizerBase
     try:
         processor = AutoProcessor.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         tokenizer, template = processor.tokenizer, processor.chat_template
-    except ImportError:
-        # SmolVLM's processor wants num2words, for videos only; nothing but its words is needed here.
+    except (ImportError, AttributeError):
+        # SmolVLM's processor wants num2words, for videos only; Gemma's and InternVL's want names of tokens, which config.json
+        # tells as well. Nothing but the words is needed here.
         processor = None
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         template = _chat_template(folder)

@@ -177,14 +177,11 @@ def request_messages(prompt: Prompt) -> list[dict[str, Any]]:
     ]
 
 
-def prompt_texts(
-    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, marks: ImageMarks | None = None
-) -> tuple[str, str, str]:
+def prompt_texts(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, marks: ImageMarks) -> tuple[str, str, str]:
     """Text before image 1, between the images and after image 2, chat template applied, placeholders left out.
 
     Args:
-        marks: What the family's template writes for an image, and what its processor puts around it; None: the
-            tokenizer's image token alone.
+        marks: What the family's template writes for an image, and what its processor puts around it.
 
     Raises:
         ValueError: for a tokenizer without a chat template, or one that drops the images.
@@ -196,7 +193,6 @@ def prompt_texts(
             f"mllm.path: the tokenizer in {tokenizer.name_or_path} has no chat template; add chat_template.jinja or a {OWN_PROMPT} there"
         )
     rendered = tokenizer.apply_chat_template(request_messages(prompt), tokenize=False, add_generation_prompt=True)
-    marks = marks or ImageMarks(tokenizer.image_token)
     # Where the tokenizer begins every text with a special token, so does the processor.
     lead = tokenizer.bos_token
     if lead and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id] and not rendered.startswith(lead):
@@ -208,3 +204,24 @@ def prompt_texts(
             f"use the model's own chat template or put a {OWN_PROMPT} there"
         )
     return parts[0] + marks.opening, marks.closing + parts[1] + marks.opening, marks.closing + parts[2]
+
+
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: tuple[str, str, str], image_id: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    """Ids before image 1, between the images and after image 2, as a processor gets them: the prompt is tokenised whole.
+
+    On its own, a text from its middle would begin with a space in some tokenizers (LLaVA 1.5's).
+
+    Raises:
+        ValueError: for texts that hold images themselves, or nothing behind the second one.
+    """
+    image = tokenizer.convert_ids_to_tokens(image_id)
+    ids = tokenizer.encode(image.join(texts), add_special_tokens=False)
+    places = [place for place, token in enumerate(ids) if token == image_id]
+    if len(places) != 2:
+        raise ValueError("prompt: the texts hold image placeholders; leave them out, they are put between the texts")
+    first, second = places
+    if second + 1 == len(ids):
+        raise ValueError("prompt: the text after the second image is empty; it must hold at least one token")
+    return tuple(ids[:first]), tuple(ids[first + 1 : second]), tuple(ids[second + 1 :])

@@ -23,7 +23,7 @@ from saga_ray.mllm.answers import Answer
 from saga_ray.mllm.filling import fill_in, given_in
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.gradients import Policy
-from saga_ray.mllm.prompt import Prompt, prompt_texts
+from saga_ray.mllm.prompt import Prompt, prompt_ids, prompt_texts
 from saga_ray.mllm.sampling import Completions, given, uniform_numbers
 from saga_ray.mllm.template import Template
 from saga_ray.mllm.text import TokenTexts
@@ -68,7 +68,7 @@ class ScoringEngine:
             # The two-part attention's backward pass on GPUs adds in no fixed order.
             mllm = replace(mllm, split=False)
         self.mllm, self.prompt, self.config, self.path = mllm, prompt, config, path
-        self.texts = prompt_texts(prompt, mllm.tokenizer, mllm.family.marks(mllm.tokenizer))
+        self.texts = prompt_texts(prompt, mllm.tokenizer, mllm.marks)
         self.max_new_tokens = longest_answer(prompt, config)
         self.template = self._template()
         self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
@@ -79,8 +79,8 @@ class ScoringEngine:
         self._layouts: dict[tuple[int, int], tuple[Layout, list[tuple[Tensor, Tensor]]]] = {}
         self.reads = Reads(mllm.num_levels, mllm.width)
         self._weights, self._code = mllm.weights_hash(), code_hash()
-        texts = [mllm.tokenizer.encode(text, add_special_tokens=False) for text in self.texts]
-        self._num_prompt_tokens = sum(map(len, texts)) + 2 * len(mllm.family.closing_ids(mllm.model.config))
+        ids = prompt_ids(mllm.tokenizer, self.texts, mllm.model.config.image_token_id)
+        self._num_prompt_tokens = sum(map(len, ids)) + 2 * len(mllm.family.closing_ids(mllm.model.config))
         self._process = f"{socket.gethostname()}:{os.getpid()}"
 
     def describe(self) -> dict[str, str]:

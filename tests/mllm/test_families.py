@@ -54,7 +54,7 @@ class Small:
 
     def layout(self, mllm: FrozenMLLM) -> Layout:
         """Few words, longer than Gemma's window before and between the images."""
-        marks = mllm.family.marks(mllm.tokenizer)
+        marks = mllm.marks
         before, between, after = "the bill and wing of two birds:", " and then the other: ", " same?"
         return mllm.layout(
             (before + marks.opening, marks.closing + between + marks.opening, marks.closing + after), (2, 2)
@@ -113,7 +113,7 @@ def test_native_tokens_injected_give_the_native_logits_under_the_native_prompt(
         text=[rendered + ANSWERS[0]], images=[pictures], return_tensors="pt", add_special_tokens=False,
         **SMALL_FAMILIES[small.name].crops_off,
     )  # fmt: skip
-    layout = mllm.layout(prompt_texts(PROMPT, mllm.tokenizer, mllm.family.marks(mllm.tokenizer)), (2, 2))
+    layout = mllm.layout(prompt_texts(PROMPT, mllm.tokenizer, mllm.marks), (2, 2))
     prompt = layout.prompt_ids(mllm.model.config.image_token_id)
     ids_1C = inputs["input_ids"]
     assert ids_1C[0, : len(prompt)].tolist() == prompt, "our prompt is the one that the processor writes for one crop"

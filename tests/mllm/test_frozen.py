@@ -22,7 +22,7 @@ def mllm(folder: Path) -> FrozenMLLM:
 
 
 def texts_of(mllm: FrozenMLLM) -> tuple[str, str, str]:
-    return prompt_texts(load_prompt("demo", "structured", mllm.folder), mllm.tokenizer)
+    return prompt_texts(load_prompt("demo", "structured", mllm.folder), mllm.tokenizer, mllm.marks)
 
 
 def test_injected_tokens_give_what_the_stock_model_gives_from_pixels(mllm: FrozenMLLM) -> None:

@@ -9,8 +9,11 @@ import yaml
 
 from saga_ray.config import DATASETS
 from saga_ray.mllm.answers import parse_answer
+from saga_ray.mllm.marks import ImageMarks
 from saga_ray.mllm.prompt import Prompt, answer_text, load_prompt, prompt_from_vocabulary, prompt_texts, request_text
 from tests.helpers.small_mllm import saga_prompt, small_tokenizer
+
+MARKS = ImageMarks("<|image_pad|>")
 
 PAPER_COUNTS = {"cub": 28, "inat-aves": 28, "cars": 17, "aircraft": 17}
 
@@ -51,7 +54,7 @@ def test_the_structured_answer_has_four_parts_under_the_items_name() -> None:
 @pytest.mark.parametrize("variant", ["structured", "generic"])
 def test_only_a_short_request_stands_behind_the_images(variant: str) -> None:
     """What stands before the first image is computed once per run."""
-    before, between, after = prompt_texts(load_prompt("cub", variant, None), small_tokenizer())
+    before, between, after = prompt_texts(load_prompt("cub", variant, None), small_tokenizer(), MARKS)
     assert before.endswith("<|vision_start|>")
     assert between.startswith("<|vision_end|>")
     assert after.startswith("<|vision_end|>")
@@ -63,10 +66,10 @@ def test_only_a_short_request_stands_behind_the_images(variant: str) -> None:
 def test_an_mllm_folder_with_its_own_prompt_replaces_vocabulary_and_template(folder: Path) -> None:
     prompt = load_prompt("cub", "structured", folder)
     assert tuple(prompt.attributes) == ("bill", "wing")
-    assert prompt_texts(prompt, small_tokenizer()) == tuple(saga_prompt(40)["templates"]["structured"])
+    assert prompt_texts(prompt, small_tokenizer(), MARKS) == tuple(saga_prompt(40)["templates"]["structured"])
     assert prompt.max_new_tokens == 40
     generic = load_prompt("cub", "generic", folder)
-    assert prompt_texts(generic, small_tokenizer()) == tuple(saga_prompt(40)["templates"]["generic"])
+    assert prompt_texts(generic, small_tokenizer(), MARKS) == tuple(saga_prompt(40)["templates"]["generic"])
 
 
 @pytest.mark.parametrize(
@@ -101,10 +104,10 @@ def test_a_tokenizer_without_chat_template_or_that_drops_images_is_refused() -> 
     prompt = prompt_from_vocabulary({"role": "r", "item": "i", "verdict_key": "v", "attributes": ["a"]}, "structured")
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}{% endfor %}"
     with pytest.raises(ValueError, match="0 placeholders"):
-        prompt_texts(prompt, tokenizer)
+        prompt_texts(prompt, tokenizer, MARKS)
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
-        prompt_texts(prompt, tokenizer)
+        prompt_texts(prompt, tokenizer, MARKS)
 
 
 @pytest.mark.parametrize("dataset", PAPER_COUNTS)

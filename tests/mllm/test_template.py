@@ -215,7 +215,7 @@ def test_generic_answers_have_words_and_a_verdict(mllm: FrozenMLLM) -> None:
 def test_other_families_fill_in_templates_as_they_are_scored(name: str, tmp_path: Path) -> None:
     """Windows, positions of one axis or three, other tokenizers: scoring feeds the same answers without any gaps to mind."""
     other = load_mllm(MLLMConfig(path=str(small_family_folder(tmp_path / name, name)), dtype="float64"))
-    marks = other.family.marks(other.tokenizer)
+    marks = other.marks
     between = marks.closing + " and then the other: " + marks.opening
     layout = other.layout(
         ("the bill and wing of two birds:" + marks.opening, between, marks.closing + " same?"), (2, 2)

@@ -22,6 +22,22 @@ ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 """Rotary embeddings whose angles depend on the position alone, up to the model's own longest sequence."""
 
 
+def text_of_id(tokenizer: PreTrainedTokenizerBase, key: str, token_id: int) -> str:
+    """How a special token is written whose id stands under `key` in config.json.
+
+    Raises:
+        ValueError: if the tokenizer has no such token.
+    """
+    # An id that is too large is an error of its own in some tokenizers, None in others.
+    text = tokenizer.convert_ids_to_tokens(token_id) if 0 <= token_id < len(tokenizer) else None
+    if text is None or tokenizer.encode(text, add_special_tokens=False) != [token_id]:
+        raise ValueError(
+            f"mllm.path: the tokenizer in {tokenizer.name_or_path} has no special token {token_id}, which config.json names "
+            f"as {key}; use files of one model"
+        )
+    return text
+
+
 def text_positions(positions_3R: Tensor) -> Tensor:
     """Of one axis: (1, R) of all rows, or (S, R) of each."""
     return positions_3R[:1] if positions_3R.ndim == 2 else positions_3R[0]
@@ -57,9 +73,15 @@ class Family:
 
     # The prompt
 
-    def marks(self, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
-        """What stands for an image in the chat template, and around its tokens in the prompt (one crop)."""
-        return ImageMarks(tokenizer.image_token)
+    def marks(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+        """What stands for an image in the chat template, and around its tokens in the prompt (one crop).
+
+        Published tokenizers have all these tokens, but few have names for them: the configuration's ids say which they are.
+
+        Raises:
+            ValueError: for a tokenizer that lacks one.
+        """
+        return ImageMarks(text_of_id(tokenizer, "image_token_id", config.image_token_id))
 
     def closing_ids(self, config: PreTrainedConfig) -> tuple[int, ...]:
         """Placeholders behind an image's own tokens whose embedding is the MLLM's own, not the encoder's."""

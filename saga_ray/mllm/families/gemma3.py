@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from saga_ray.mllm.families.base import Family, text_positions
+from saga_ray.mllm.families.base import Family, text_of_id, text_positions
 from saga_ray.mllm.marks import ImageMarks
 
 
@@ -19,8 +19,10 @@ class Gemma3(Family):
     bidirectional_images = True
     stacked = True
 
-    def marks(self, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
-        return ImageMarks(tokenizer.boi_token, f"\n\n{tokenizer.boi_token}", f"{tokenizer.eoi_token}\n\n")
+    def marks(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+        start = text_of_id(tokenizer, "boi_token_index", config.boi_token_index)
+        end = text_of_id(tokenizer, "eoi_token_index", config.eoi_token_index)
+        return ImageMarks(start, f"\n\n{start}", f"{end}\n\n")
 
     def rotary(self, decoder: nn.Module, hidden_SRD: Tensor, positions_3R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         kinds = decoder.config.layer_types[: len(decoder.layers)]

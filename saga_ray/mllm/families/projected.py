@@ -19,8 +19,10 @@ class InternVL(Family):
     text_types = ("qwen2", "qwen3")
     stacked = True
 
-    def marks(self, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
-        return ImageMarks(tokenizer.context_image_token, tokenizer.start_image_token, tokenizer.end_image_token)
+    def marks(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+        plain = super().marks(config, tokenizer)
+        start, end = getattr(tokenizer, "start_image_token", "<img>"), getattr(tokenizer, "end_image_token", "</img>")
+        return ImageMarks(plain.placeholder, start, end)
 
 
 class SmolVLM(Family):
@@ -31,22 +33,17 @@ class SmolVLM(Family):
     def decoder(self, model: PreTrainedModel) -> nn.Module:
         return model.model.text_model
 
-    def marks(self, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+    def marks(self, config: PreTrainedConfig, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
+        plain = super().marks(config, tokenizer)
+        # The names that the library's own processors fall back on.
         fake = getattr(tokenizer, "fake_image_token", "<fake_token_around_image>")
-        return ImageMarks(
-            getattr(tokenizer, "image_token", "<image>"),
-            fake + getattr(tokenizer, "global_image_token", "<global-img>"),
-            fake,
-        )
+        return ImageMarks(plain.placeholder, fake + getattr(tokenizer, "global_image_token", "<global-img>"), fake)
 
 
 class Llava(Family):
     """LLaVA 1.5: an image is its projected patches, nothing stands around them."""
 
     text_types = ("llama", "qwen2")
-
-    def marks(self, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
-        return ImageMarks(getattr(tokenizer, "image_token", "<image>"))
 
 
 class LlavaOneVision(Llava):

@@ -217,10 +217,15 @@ def _members(text: str, place: int, depth: int, closing: str) -> tuple[list[_Mem
 
 
 def tokens_of_span(ends: list[int], span: Span) -> list[int]:
-    """Tokens that hold at least one character of `span`.
+    """Tokens that hold at least one character of `span`; `ends` as in `tokens_between`."""
+    return tokens_between(ends, span.start, span.stop)
+
+
+def tokens_between(ends: Sequence[int], start: int, stop: int) -> list[int]:
+    """Tokens that hold at least one of the characters start .. stop - 1.
 
     Args:
         ends: Number of characters after each token; token i holds characters ends[i - 1] .. ends[i] - 1.
     """
     starts = [0, *ends[:-1]]
-    return [i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < span.stop and b > span.start and b > a]
+    return [i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < stop and b > start and b > a]

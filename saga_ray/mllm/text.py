@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
 
+from saga_ray.mllm.answers import tokens_between
+
 
 class TokenTexts:
     """Decoder of one tokenizer that knows the characters of every token.
@@ -36,10 +38,23 @@ class TokenTexts:
             ends.append(total)
         return ends
 
-    def with_word(self, token: int, wrong: str, right: str) -> int:
-        """The token whose text is that of `token` with `right` in place of `wrong`; itself if it holds `right`; -1 if there is none."""
-        text = self.decode([token])
-        if wrong not in text:
-            return token if right in text else -1
-        ids = self._tokenizer.encode(text.replace(wrong, right, 1), add_special_tokens=False)
-        return ids[0] if len(ids) == 1 and self.decode(ids) == text.replace(wrong, right, 1) else -1
+    def with_word(self, ids: Sequence[int], start: int, stop: int, word: str) -> tuple[int, list[int]] | None:
+        """`ids` with another word in place of characters start .. stop - 1: where its tokens begin, and which they are.
+
+        They are those that the tokenizer writes in the answer as a whole (its own words begin with a space in some
+        tokenizers), else the one of the written piece with the word in it; None if neither leaves the rest as it is.
+        """
+        text, ends = self.decode(ids), self.ends(ids)
+        wanted = text[:start] + word + text[stop:]
+        held = tokens_between(ends, start, stop)
+        if not held:
+            return None
+        before, after = list(ids[: held[0]]), list(ids[held[-1] + 1 :])
+        whole = self._tokenizer.encode(wanted, add_special_tokens=False)
+        written = [whole[i] for i in tokens_between(self.ends(whole), start, start + len(word))]
+        pieces = "".join(self._tokenizer.convert_ids_to_tokens(list(ids[held[0] : held[-1] + 1])))
+        other = self._tokenizer.convert_tokens_to_ids(pieces.replace(text[start:stop], word, 1))
+        for found in (written, [] if other is None else [other]):
+            if found and self.decode([*before, *found, *after]) == wanted:
+                return held[0], found
+        return None

@@ -85,11 +85,18 @@ def policy_loss_sum(log_probs: Tensor, weights: Tensor) -> Tensor:
     return -(weights.to(log_probs.dtype) * torch.where(weights != 0, log_probs, 0.0)).sum()
 
 
+def tokens_from(first_S: Tensor, num_S: Tensor, num_tokens: int) -> Tensor:
+    """bool (S, R): the tokens from number `first_S` on, `num_S` of them; none where `first_S` is -1."""
+    place_SR = torch.arange(num_tokens, device=first_S.device).expand(len(first_S), -1)
+    return (first_S[:, None] >= 0) & (place_SR >= first_S[:, None]) & (place_SR < (first_S + num_S)[:, None])
+
+
 def expected_weights(
     rewards_PG: Tensor,
     verdict_S: Tensor,
     mask_SR: Tensor,
     *,
+    num_verdict_S: Tensor | None = None,
     min_std: float = 1e-6,
     normalisation: Normalisation = "dapo",
 ) -> tuple[Tensor, Tensor]:
@@ -103,8 +110,9 @@ def expected_weights(
 
     Args:
         rewards_PG: p, (pairs, completions), in [0, 1].
-        verdict_S: number of the verdict's token; -1 for an answer without one, whose p is 0.
+        verdict_S: number of the right verdict's first token; -1 for an answer without one, whose p is 0.
         mask_SR: bool, False for padding and for what a template fed.
+        num_verdict_S: Tokens of the right verdict, whose p is their product; None: one each.
 
     Returns:
         Weights (S, R) of the tokens, the right verdict standing at `verdict_S`; and the advantages (P, G) of what stands before.
@@ -121,5 +129,7 @@ def expected_weights(
     verdict_S1 = verdict_S[:, None]
     before_SR = mask_SR & ((place_SR < verdict_S1) | (verdict_S1 < 0))
     weights_SR = torch.where(before_SR, advantages_PG.flatten()[:, None], 0.0)
-    weights_SR = torch.where(place_SR == verdict_S1, exact_PG.flatten()[:, None], weights_SR)
+    lengths_S = torch.ones_like(verdict_S) if num_verdict_S is None else num_verdict_S
+    is_verdict_SR = tokens_from(verdict_S, lengths_S, mask_SR.shape[1])
+    weights_SR = torch.where(is_verdict_SR, exact_PG.flatten()[:, None], weights_SR)
     return _per_token(weights_SR, mask_SR, normalisation), advantages_PG

@@ -73,6 +73,7 @@ class ScoringEngine:
         self.template = self._template()
         self.capture_layer = mllm.full_layer(attention_layer(config.alignment.layer_depth, mllm.num_layers))
         self._judge = Judge(TokenTexts(mllm.tokenizer), prompt.verdict_key, config.alignment.rows)
+        self._check_verdicts()
         self._sample = Sampler(mllm, config)
         policy = Policy(config.grpo.temperature, config.grpo.top_p)
         self._differentiate = Differentiator(mllm, policy, path, self.capture_layer, config.grpo.reference_kl)
@@ -284,6 +285,21 @@ class ScoringEngine:
                 f"raise it, lower prompt.value_tokens, or ask for fewer attributes"
             )
         return template
+
+    @property
+    def knows_right_verdicts(self) -> bool:
+        """Whether an expected reward can put the right verdict in the place of the written one; it would be 0 otherwise."""
+        if self.template is not None:
+            return True
+        tokenizer = self.mllm.tokenizer
+        return self._judge.can_correct_verdicts(lambda text: tokenizer.encode(text, add_special_tokens=False))
+
+    def _check_verdicts(self) -> None:
+        if self.config.grpo.reward == "expected" and not self.knows_right_verdicts:
+            raise ValueError(
+                f'grpo.reward: \'expected\' needs tokens for "yes" and "no" that can take each other\'s place, which the tokenizer '
+                f"in {self.mllm.folder} lacks; set grpo.reward=sampled, or prompt.answers=template"
+            )
 
     def _check_length(self, layout: Layout) -> None:
         """Positions behind the last one that the MLLM was made for are never used."""

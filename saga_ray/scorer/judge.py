@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from saga_ray.mllm.answers import NONE, Answer, Span, parse_answer, tokens_of_span
+from saga_ray.mllm.answers import NONE, Answer, parse_answer, tokens_of_span
 from saga_ray.mllm.sampling import Completions
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.scorer.signals import Verdicts
@@ -65,20 +65,46 @@ class Judge:
         return sorted(tokens[0]), sorted(tokens[1])
 
     def verdicts(self, completions: Completions, answers: list[Answer], same_P: Sequence[bool]) -> Verdicts:
-        """Where each answer says its verdict, and the token that would be right there."""
+        """Where each answer says its verdict, and the tokens that would be right there."""
         num_answers = len(answers) // max(1, len(same_P))
-        places, rights = [], []
+        places: list[int] = []
+        rights: list[list[int]] = []
         for row, (ids, answer) in enumerate(zip(completions.token_ids_SR.tolist(), answers, strict=True)):
-            place, right = -1, -1
-            if answer.verdict_at is not None:
+            same = bool(same_P[row // num_answers])
+            place, right = -1, []
+            if answer.verdict_at is not None and completions.sets_SR is not None:
+                place, right = _drawn_verdict(completions, row, answer.verdict == int(same))
+            elif answer.verdict_at is not None:
                 written = [i for i in ids if i >= 0][:-1]
-                ends = self.token_texts.ends(written)
-                holding = tokens_of_span(ends, Span(0, "", *answer.verdict_at))
-                if len(holding) == 1:
-                    same = bool(same_P[row // num_answers])
-                    right = self.token_texts.with_word(written[holding[0]], *(("no", "yes") if same else ("yes", "no")))
-                    place = holding[0] if right >= 0 else -1
+                found = self.token_texts.with_word(written, *answer.verdict_at, "yes" if same else "no")
+                place, right = found or (-1, [])
             places.append(place)
             rights.append(right)
+        widest = max([1, *map(len, rights)])
         device = completions.token_ids_SR.device
-        return Verdicts(torch.tensor(places, device=device), torch.tensor(rights, device=device))
+        padded = [right + [-1] * (widest - len(right)) for right in rights]
+        return Verdicts(
+            torch.tensor(places, device=device), torch.tensor(padded, device=device).view(len(answers), widest)
+        )
+
+    def can_correct_verdicts(self, encode: Callable[[str], list[int]]) -> bool:
+        """True if each verdict of a freely written answer can be put in the other's place, token by token."""
+        for verdict, other in (("yes", "no"), ("no", "yes")):
+            text = f'{{"{self.verdict_key}":"{verdict}"}}'
+            start = text.rindex(verdict)
+            ids = encode(text)
+            if self.token_texts.decode(ids) != text:
+                return False
+            if self.token_texts.with_word(ids, start, start + len(verdict), other) is None:
+                return False
+        return True
+
+
+def _drawn_verdict(completions: Completions, row: int, is_right: bool) -> tuple[int, list[int]]:
+    """Of a template answer: the last token that was drawn decides between two words, and only one other was allowed there."""
+    assert completions.sets_SR is not None and completions.table_AV is not None
+    place = int((completions.sets_SR[row] >= 0).nonzero()[-1, 0])
+    written = int(completions.token_ids_SR[row, place])
+    allowed = completions.table_AV[completions.sets_SR[row, place]].nonzero()[:, 0].tolist()
+    (other,) = (token for token in allowed if token != written)
+    return place, [written if is_right else other]

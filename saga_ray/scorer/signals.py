@@ -4,8 +4,9 @@ loss of a pair = - sum over its answers and their tokens of w log pi
 
 sampled reward   w = the answer's advantage, on every token (GRPO, as in the paper; `rl.grpo` lists the normalisations)
 expected reward  w = (p - mean p) / sd on what stands before the verdict, p (G - 1) / G / sd on the RIGHT verdict in the place
-                 of the one that was written, 0 behind it; p its probability, sd = sqrt(mean p (1 - mean p)). Sampled
-                 rewards have this expectation given the answers' beginnings, and this spread.
+                 of the one that was written, 0 behind it; p its probability (of several tokens: their product),
+                 sd = sqrt(mean p (1 - mean p)). Sampled rewards have this expectation given the answers' beginnings, and
+                 this spread.
 lesson           w = 1 on the descriptions of given answers: the values, and what stands before and between them
 """
 
@@ -15,9 +16,10 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from saga_ray.mllm.sampling import Completions
-from saga_ray.rl.grpo import Normalisation, answer_weights, expected_weights, group_advantages
+from saga_ray.rl.grpo import Normalisation, answer_weights, expected_weights, group_advantages, tokens_from
 
 
 @dataclass(frozen=True)
@@ -59,20 +61,30 @@ def sampled_reward(
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Where S answers say their verdict, and the token that would be right there."""
+    """Where S answers say their verdict, and the tokens that would be right there."""
 
     place_S: Tensor
-    """int64 number of the verdict's token; -1 for answers without a verdict, or with one of several tokens."""
-    right_S: Tensor
-    """int64 token of the right verdict; -1 as above."""
+    """int64 number of the verdict's first token; -1 for answers without a verdict, or where none can stand in its place."""
+    right_SW: Tensor
+    """int64 tokens of the right verdict, padded with -1; mostly one."""
+
+    @property
+    def num_tokens_S(self) -> Tensor:
+        """Of the right verdict; 0 where there is none."""
+        return (self.right_SW >= 0).sum(dim=1)
 
     def corrected(self, completions: Completions, num_pairs: int) -> Signal:
-        """The answers with the right verdict in place of the written one, without weights."""
+        """The answers with the right verdict from the place of the written one on, without weights.
+
+        What stands behind it has no weight, so it does not matter if a longer verdict lies over some of it.
+        """
         plain = Signal.unweighted(completions, num_pairs)
-        rows = (self.place_S >= 0).nonzero()[:, 0]
-        ids_SR = plain.ids_SR.clone()
-        ids_SR[rows, self.place_S[rows]] = self.right_S[rows]
-        return replace(plain, ids_SR=ids_SR)
+        lacking = int((self.place_S + self.num_tokens_S).max()) - plain.ids_SR.shape[1] if len(self.place_S) else 0
+        ids_SR = pad(plain.ids_SR, (0, max(0, lacking)), value=-1)
+        for number in range(self.right_SW.shape[1]):
+            rows = (self.right_SW[:, number] >= 0).nonzero()[:, 0]
+            ids_SR[rows, self.place_S[rows] + number] = self.right_SW[rows, number]
+        return replace(plain, ids_SR=ids_SR, weights_SR=torch.zeros_like(ids_SR, dtype=torch.float64))
 
 
 def expected_reward(
@@ -90,12 +102,17 @@ def expected_reward(
         log_probs_SR: log pi of its tokens.
         drawn_SR: bool, False for padding and for what a template fed.
     """
-    rows = (verdicts.place_S >= 0).nonzero()[:, 0]
-    probability_S = torch.zeros(len(log_probs_SR), dtype=torch.float64, device=log_probs_SR.device)
-    probability_S[rows] = log_probs_SR[rows, verdicts.place_S[rows]].exp()
-    rewards_PG = probability_S.view(corrected.rewards_PG.shape)
+    is_verdict_SR = tokens_from(verdicts.place_S, verdicts.num_tokens_S, log_probs_SR.shape[1])
+    log_probs_S = torch.where(is_verdict_SR, log_probs_SR, 0.0).sum(dim=1).double()
+    rewards_PG = torch.where(verdicts.place_S >= 0, log_probs_S.exp(), 0.0).view(corrected.rewards_PG.shape)
+    mask_SR = pad(drawn_SR, (0, log_probs_SR.shape[1] - drawn_SR.shape[1]), value=False)
     weights_SR, advantages_PG = expected_weights(
-        rewards_PG, verdicts.place_S, drawn_SR, min_std=min_std, normalisation=normalisation
+        rewards_PG,
+        verdicts.place_S,
+        mask_SR,
+        num_verdict_S=verdicts.num_tokens_S,
+        min_std=min_std,
+        normalisation=normalisation,
     )
     contributes_P = (weights_SR != 0).any(dim=1).view(rewards_PG.shape).any(dim=1)
     return replace(

@@ -98,7 +98,7 @@ class Asked:
     """1 same, 0 different, -1 none."""
     same_probabilities: tuple[float | None, ...]
     """Of "yes" after what each answer wrote before its verdict, at the sampling temperature and over all tokens that may stand
-    there; None where a verdict is missing or takes several tokens."""
+    there; None where a verdict is missing, or its tokens cannot be told from what stands around it."""
     attention: tuple[np.ndarray, np.ndarray] | None
     """Where the words of the first answer looked, (T,) per image; None if it described nothing."""
     grid_hw: tuple[int, int]
@@ -116,11 +116,14 @@ def ask_about_files(config: RunConfig, first: str | Path, second: str | Path) ->
     scorer = LocalScorer(build_engine(config))
     quiet = ScoreOptions(gradient=False, attention=False)
     said = scorer.score(ScoreRequest(config.seed, 0, pairs, tokens, quiet))
-    # An expected reward is the probability of the right verdict, and "yes" is right for one class.
-    expecting = with_override(with_override(config, "grpo.top_p", 1.0), "grpo.reward", "expected")
-    again = ScoringEngine(scorer.engine.mllm, scorer.engine.prompt, expecting)
-    judged = LocalScorer(again).score(ScoreRequest(config.seed, 0, pairs, tokens, quiet, answers=said.texts_PG))
-    known = zip(judged.rewards_PG[0].tolist(), said.verdicts_PG[0].tolist(), strict=True)
+    probabilities = [0.0] * len(said.texts_PG[0])
+    if scorer.engine.knows_right_verdicts:
+        # An expected reward is the probability of the right verdict, and "yes" is right for one class.
+        expecting = with_override(with_override(config, "grpo.top_p", 1.0), "grpo.reward", "expected")
+        again = ScoringEngine(scorer.engine.mllm, scorer.engine.prompt, expecting)
+        judged = LocalScorer(again).score(ScoreRequest(config.seed, 0, pairs, tokens, quiet, answers=said.texts_PG))
+        probabilities = judged.rewards_PG[0].tolist()
+    known = zip(probabilities, said.verdicts_PG[0].tolist(), strict=True)
     return Asked(
         images_NHWC,
         said.texts_PG[0],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -14,7 +13,9 @@ from saga_ray.cli.terminal import result, say
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from saga_ray.config import RunConfig
     from saga_ray.mllm.prompt import Prompt
+    from saga_ray.scorer.length import PromptWords
 
 
 @click.group("prompt")
@@ -38,7 +39,7 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     # The prompt needs no images, so the folder's name does not matter.
     root = None if name == "demo" or any(word.startswith("data.root=") for word in assignments) else "."
     config = configuration(name, recipe=recipe, assignments=assignments, shortcuts={"data.root": root})
-    from saga_ray.mllm.prompt import prompt_texts, request_text
+    from saga_ray.mllm.prompt import request_text
     from saga_ray.model_folder import model_folder
     from saga_ray.scorer.prompt import prompt_in
 
@@ -50,32 +51,41 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
         result("\n\n".join([*request_text(prompt), "<image 1>", "<image 2>"]))
         return
     prompt = prompt_in(config, folder)
-    from saga_ray.mllm.loading import check_folder, load_family, load_tokenizer
+    from saga_ray.mllm.loading import check_folder, load_tokenizer
+    from saga_ray.scorer.length import prompt_words
 
     check_folder(folder)
     tokenizer = load_tokenizer(folder)
-    before, between, after = texts = prompt_texts(prompt, tokenizer, load_family(folder).marks(tokenizer))
+    words = prompt_words(prompt, folder, tokenizer)
+    before, between, after = words.texts
     say(f"From {prompt.source}:")
     result(f"{before}<image 1>{between}<image 2>{after}")
-    for line in _token_counts(prompt, texts, tokenizer, folder, config.data.image_size):
+    for line in _token_counts(prompt, words, tokenizer, config):
         say(line)
 
 
 def _token_counts(
-    prompt: Prompt, texts: tuple[str, str, str], tokenizer: PreTrainedTokenizerBase, folder: Path, image_size: int
+    prompt: Prompt, words: PromptWords, tokenizer: PreTrainedTokenizerBase, config: RunConfig
 ) -> Iterator[str]:
     """Tokens of every part of the prompt, and what an answer in form costs."""
+    from saga_ray.encoder.build import token_grid
     from saga_ray.mllm.vocabulary import Vocabulary
     from saga_ray.vocab.cost import typical_cost
 
-    images = _image_tokens(folder, image_size)
-    counts = [len(tokenizer.encode(text, add_special_tokens=False)) for text in texts]
+    try:
+        rows, columns = token_grid(config)
+        images, unknown = rows * columns + words.num_closing, None
+    except ValueError as error:
+        images, unknown = 0, str(error)
+    counts = words.num_tokens
     names = ("before image 1", "between the images", "after image 2")
     yield ""
     yield f"{sum(counts) + 2 * images:6} tokens in all{'' if images else ' but the images'}, of these"
     yield from (f"{count:6} {name}" for name, count in zip(names, counts, strict=True))
-    if images:
-        yield f"{2 * images:6} of the images, {images} each at {image_size} pixels"
+    if unknown is None:
+        yield f"{2 * images:6} of the images, {images} each at {config.data.image_size} pixels"
+    else:
+        yield unknown
     if prompt.variant == "generic":
         return
     vocabulary = Vocabulary(
@@ -86,14 +96,3 @@ def _token_counts(
         yield f"{cost.answer:6.0f} of an answer in form, {cost.description:.0f} of each description:"
         for name, (mean, least, most) in cost.attributes.items():
             yield f"{mean:9.1f} {name}" + (f" ({least} to {most})" if least < most else "")
-
-
-def _image_tokens(folder: Path, image_size: int) -> int:
-    """Visual tokens of one image; 0 for families whose towers are no encoders here."""
-    from saga_ray.encoder.mllm_files import vision_config
-
-    try:
-        vision = vision_config(folder)
-    except ValueError:
-        return 0
-    return (image_size // (vision["patch_size"] * vision["spatial_merge_size"])) ** 2

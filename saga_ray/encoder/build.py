@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from transformers import AutoConfig
 
 from saga_ray.config import RunConfig
-from saga_ray.encoder.base import Tower
-from saga_ray.encoder.library_tower import LIBRARY_FAMILIES, LibraryTower
-from saga_ray.encoder.mllm_files import config_json, token_shape
+from saga_ray.encoder.base import Tower, check_multiple
+from saga_ray.encoder.library_tower import LIBRARY_FAMILIES, LibraryTower, grid_of
+from saga_ray.encoder.mllm_files import config_json, token_shape, vision_config
 from saga_ray.encoder.tower import VisionTower
 from saga_ray.model_folder import model_folder
 
@@ -50,6 +51,29 @@ def mllm_tower(path: str | None, revision: str | None = None, dtype: torch.dtype
     if family in LIBRARY_FAMILIES:
         return LibraryTower.from_mllm_folder(str(folder), dtype=dtype)
     return VisionTower.from_mllm_folder(str(folder), dtype=dtype)
+
+
+def token_grid(config: RunConfig) -> tuple[int, int]:
+    """Rows and columns of the tokens that a run's tower makes of one image; no weights are read.
+
+    Raises:
+        ValueError: as `build_tower` and `Tower.check_size`.
+    """
+    chosen, size = config.encoder.tower, config.data.image_size
+    folder = model_folder(config.mllm.path, config.mllm.revision)
+    if chosen.startswith(TIMM):
+        from saga_ray.encoder.timm_tower import TimmTower
+
+        with torch.device("meta"), torch.no_grad():
+            tower = TimmTower(chosen.removeprefix(TIMM), size, *token_shape(folder))
+            tower.check_size(size)
+            return tower.features(torch.zeros(1, 3, size, size))[1]
+    if config_json(folder).get("model_type") in LIBRARY_FAMILIES:
+        return grid_of(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True), size)
+    vision = vision_config(folder)
+    step = vision["patch_size"] * vision["spatial_merge_size"]
+    check_multiple(size, step)
+    return size // step, size // step
 
 
 def tower_from_settings(settings: Mapping[str, Any]) -> Tower:

@@ -73,16 +73,7 @@ class LibraryTower(Tower):
         return self
 
     def check_size(self, size: int) -> None:
-        vision, family = self.config.vision_config, self.config.model_type
-        patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
-        if family in FIXED:
-            check_equal(size, vision.image_size)
-        elif family in PATCHED:
-            check_multiple(size, patch * vision.spatial_merge_size)
-        elif family in SHUFFLED:
-            check_multiple(size, patch * self.config.scale_factor)
-        else:
-            check_multiple(size, patch * round(1 / self.config.downsample_ratio))
+        grid_of(self.config, size)
 
     def forward(self, images_NHWC: Tensor) -> VisualTokens:
         _, height, width, _ = images_NHWC.shape
@@ -114,6 +105,28 @@ class LibraryTower(Tower):
             more = {"image_sizes": sizes, "batch_num_images": torch.tensor([max(num, 2)])}
         found = self.shell.get_image_features(pixel_values=pixels_NCHW, return_dict=True, **more).pooler_output
         return found if isinstance(found, Tensor) else torch.stack(list(found))
+
+
+def grid_of(config: PreTrainedConfig, size: int) -> tuple[int, int]:
+    """Rows and columns of the tokens that a family's tower makes of images of this side.
+
+    Raises:
+        ValueError: for a side that it cannot read.
+    """
+    vision, family = config.vision_config, config.model_type
+    patch = vision.patch_size if isinstance(vision.patch_size, int) else vision.patch_size[0]
+    if family in FIXED:
+        check_equal(size, vision.image_size)
+        side = math.isqrt(config.mm_tokens_per_image) if family == "gemma3" else size // patch
+        return side, side
+    if family in PATCHED:
+        step = patch * vision.spatial_merge_size
+    elif family in SHUFFLED:
+        step = patch * config.scale_factor
+    else:
+        step = patch * round(1 / config.downsample_ratio)
+    check_multiple(size, step)
+    return size // step, size // step
 
 
 def _without_language(config: Mapping[str, Any]) -> PreTrainedConfig:

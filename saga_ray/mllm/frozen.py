@@ -176,12 +176,6 @@ class FrozenMLLM:
         closing = self.family.closing_ids(config)
         draft = Layout(before, closing + between, closing + after, grid_hw, torch.empty(3, 0, dtype=torch.int64))
         ids_C = torch.tensor(draft.prompt_ids(config.image_token_id))
-        longest = getattr(config.get_text_config(), "max_position_embeddings", None)
-        if longest is not None and len(ids_C) >= longest:
-            raise ValueError(
-                f"prompt: {len(ids_C)} tokens do not fit this MLLM, which reads {longest}; lower data.image_size or "
-                f"choose a shorter vocabulary"
-            )
         positions_3C = self.family.positions(self.model, ids_C, grid_hw)
         return replace(draft, positions_3C=positions_3C.to(self.device))
 

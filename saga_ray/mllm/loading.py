@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
@@ -23,10 +24,9 @@ from transformers.utils import logging as transformers_logging
 from saga_ray.config import MLLMConfig
 from saga_ray.mllm.attention import install
 from saga_ray.mllm.exact import exact_float64
-from saga_ray.mllm.families import family_named, refusal_of
+from saga_ray.mllm.families import refusal_of
 from saga_ray.mllm.frozen import FrozenMLLM
 from saga_ray.mllm.fused import fuse
-from saga_ray.mllm.marks import ImageMarks
 from saga_ray.mllm.two_part import can_be_split
 from saga_ray.model_folder import ELSEWHERE, first_line, model_folder
 
@@ -122,14 +122,13 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     return mllm
 
 
-def load_marks(folder: Path, tokenizer: PreTrainedTokenizerBase) -> ImageMarks:
-    """What stands for an image in the prompts of a folder that was checked.
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of a folder that was checked.
 
     Raises:
-        OSError, ValueError: from the library, for a configuration that it cannot read, or from `Family.marks`.
+        OSError, ValueError: from the library, for one that it cannot read.
     """
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    return family_named(config.model_type).marks(config, tokenizer)
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

@@ -100,9 +100,9 @@ def check_inputs(configs: Sequence[RunConfig], runs: Storage, progress: Progress
     asking = next((config for config in configs if config.asks_the_mllm), None)
     # A pinned hub model is fetched where it is used.
     if asking is not None and (asking.mllm.revision is None or Path(str(asking.mllm.path)).exists()):
-        from saga_ray.scorer.prompt import run_prompt
+        from saga_ray.scorer.length import check_prompt_fits
 
-        run_prompt(asking)
+        check_prompt_fits(asking)
 
 
 def _check_equal_resources(jobs: Sequence[Job]) -> None:

@@ -32,7 +32,9 @@ from saga_ray.scorer.checks import Reads, check_request
 from saga_ray.scorer.determinism import deterministic
 from saga_ray.scorer.differentiate import Differentiated, Differentiator, Judged, Reference
 from saga_ray.scorer.judge import Judge
+from saga_ray.scorer.length import check_length
 from saga_ray.scorer.parts import join_requests, origins, split_result
+from saga_ray.scorer.prompt import longest_answer
 from saga_ray.scorer.sampler import Sampler
 from saga_ray.scorer.signals import Signal, expected_reward, lesson, sampled_reward
 from saga_ray.scorer.wire import dtype_name
@@ -270,7 +272,8 @@ class ScoringEngine:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.pop(next(iter(self._layouts)))
             layout = self.mllm.layout(self.texts, grid_hw)
-            self._check_length(layout)
+            longest = getattr(self.mllm.model.config.get_text_config(), "max_position_embeddings", None)
+            check_length(int(layout.positions_3C.max()) + 1, self.max_new_tokens, longest, self.mllm.folder)
             self._layouts[grid_hw] = (layout, self.mllm.constant_prefix(layout))
         return self._layouts[grid_hw]
 
@@ -301,16 +304,6 @@ class ScoringEngine:
                 f"in {self.mllm.folder} lacks; set grpo.reward=sampled, or prompt.answers=template"
             )
 
-    def _check_length(self, layout: Layout) -> None:
-        """Positions behind the last one that the MLLM was made for are never used."""
-        longest = getattr(self.mllm.model.config.get_text_config(), "max_position_embeddings", None)
-        prompt = int(layout.positions_3C.max()) + 1
-        if longest is not None and prompt + self.max_new_tokens > longest:
-            raise ValueError(
-                f"grpo.max_new_tokens: {self.max_new_tokens} behind a prompt of {prompt} positions is longer than the {longest} "
-                f"that {self.mllm.folder} was made for (max_position_embeddings); lower it, data.image_size, or shorten the prompt"
-            )
-
     @contextmanager
     def _timed(self, seconds: Counter[str], stage: str) -> Iterator[None]:
         start = perf_counter()
@@ -326,11 +319,6 @@ def attention_layer(depth: float, num_layers: int) -> int:
     Layers are counted from 1 as in the paper: 26 / 36 of 36 layers is the 26th, number 25 here.
     """
     return min(max(round(depth * num_layers), 1), num_layers) - 1
-
-
-def longest_answer(prompt: Prompt, config: RunConfig) -> int:
-    """Tokens after which an answer is cut."""
-    return min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)
 
 
 def prompt_hash(prompt: Prompt, texts: Sequence[str], max_new_tokens: int) -> str:

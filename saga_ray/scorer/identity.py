@@ -7,11 +7,12 @@ from pathlib import Path
 
 from saga_ray.config import RunConfig
 from saga_ray.mllm.frozen import weights_hash
-from saga_ray.mllm.loading import check_folder, load_marks, load_tokenizer
-from saga_ray.mllm.prompt import Prompt, prompt_texts
+from saga_ray.mllm.loading import check_folder, load_tokenizer
+from saga_ray.mllm.prompt import Prompt
 from saga_ray.model_folder import model_folder
-from saga_ray.scorer.engine import code_hash, longest_answer, prompt_hash
-from saga_ray.scorer.prompt import prompt_in
+from saga_ray.scorer.engine import code_hash, prompt_hash
+from saga_ray.scorer.length import prompt_words
+from saga_ray.scorer.prompt import longest_answer, prompt_in
 
 _WHAT = {
     "weights": "holds other weights, tokens or settings than mllm.path",
@@ -42,8 +43,7 @@ def expected_identity(config: RunConfig) -> dict[str, str]:
 def _texts(prompt: Prompt, folder: Path) -> tuple[str, str, str]:
     if prompt.texts is not None:  # given word by word: no chat template is needed
         return prompt.texts
-    tokenizer = load_tokenizer(folder)
-    return prompt_texts(prompt, tokenizer, load_marks(folder, tokenizer))
+    return prompt_words(prompt, folder, load_tokenizer(folder)).texts
 
 
 def check_identity(told: Mapping[str, str], config: RunConfig, where: str) -> None:

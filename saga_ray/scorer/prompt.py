@@ -47,3 +47,8 @@ def run_prompt(config: RunConfig) -> Prompt:
     folder = model_folder(config.mllm.path, config.mllm.revision)
     check_folder(folder)
     return prompt_in(config, folder)
+
+
+def longest_answer(prompt: Prompt, config: RunConfig) -> int:
+    """Tokens after which an answer is cut."""
+    return min(config.grpo.max_new_tokens, prompt.max_new_tokens or config.grpo.max_new_tokens)

@@ -48,8 +48,10 @@ def run_local(
         scorer = None
         if config.asks_the_mllm:
             # Imported here: methods without the MLLM do not load it.
+            from saga_ray.scorer.length import check_prompt_fits
             from saga_ray.scorer.local import LocalScorer, build_engine
 
+            check_prompt_fits(config)
             progress.stage("loading the frozen MLLM")
             scorer = LocalScorer(build_engine(config))
 

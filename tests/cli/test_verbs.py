@@ -15,6 +15,7 @@ from PIL import Image
 from saga_ray.config import DATASETS
 from saga_ray.configure import model_keys
 from tests.cli.conftest import SMALL, Outcome
+from tests.helpers.small_families import small_family_folder
 
 Type = Callable[..., Outcome]
 
@@ -75,6 +76,29 @@ def test_the_prompt_is_shown_word_by_word(type_: Type) -> None:
     assert said.out.index("<image 1>") < said.out.index("<image 2>")
     other = type_("prompt", "show", "demo", "--set", "prompt.variant=generic")
     assert other.out != said.out
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "images"),
+    [
+        ("gemma3", (), "8 of the images, 4 each at 32"),
+        ("llava_onevision", (), "10 of the images, 5 each at 32"),  # a newline behind each
+        ("qwen2_5_vl", ("data.image_size=64",), "32 of the images, 16 each at 64"),
+        ("gemma3", ("encoder.tower=timm:test_vit", "data.image_size=64"), "32 of the images, 16 each at 64"),
+    ],
+)
+def test_the_tokens_of_a_prompts_images_are_those_that_the_encoder_gives(
+    type_: Type, tmp_path: Path, family: str, more: tuple[str, ...], images: str
+) -> None:
+    folder = small_family_folder(tmp_path / family, family)
+    said = type_("prompt", "show", "cub", "--set", f"mllm.path={folder}", "data.image_size=32", *more)
+    assert said.code == 0, said.err
+    assert images in said.err
+    parts = ("tokens in all", "before image 1", "between the", "after image 2", "of the images")
+    whole, *numbers = (
+        int(line.split()[0]) for part in parts for line in said.err.splitlines() if f" {part}" in line[6:]
+    )
+    assert whole == sum(numbers)
 
 
 def test_a_prompt_whose_model_is_not_here_is_shown_without_its_template(type_: Type) -> None:

@@ -13,9 +13,11 @@ from safetensors.torch import load_file, save_file
 
 from saga_ray import load_encoder
 from saga_ray.config import MLLMConfig
-from saga_ray.encoder.build import mllm_tower
+from saga_ray.configure import resolve
+from saga_ray.encoder.build import build_tower, mllm_tower, token_grid
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.encoder.export import save_encoder
+from saga_ray.encoder.library_tower import FIXED
 from saga_ray.encoder.pooler import build_pooler
 from saga_ray.mllm.loading import load_mllm
 from saga_ray.storage import Storage
@@ -38,6 +40,20 @@ def named_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def images_of(num: int, seed: int = 0) -> torch.Tensor:
     shape = (num, IMAGE_SIZE, IMAGE_SIZE, 3)
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+
+
+def test_the_grid_of_tokens_is_known_without_weights(named_folder: tuple[str, Path]) -> None:
+    name, folder = named_folder
+    sizes = (IMAGE_SIZE,) if name in FIXED else (IMAGE_SIZE, 2 * IMAGE_SIZE)
+    for size in sizes:
+        for tower in ("mllm", "timm:test_vit") if name == "qwen3_vl" else ("mllm",):
+            values = {"mllm.path": str(folder), "data.image_size": size, "encoder.tower": tower}
+            config = resolve("demo", overrides=values)
+            images_NHWC = torch.zeros(1, size, size, 3, dtype=torch.uint8)
+            with torch.no_grad():
+                tokens = build_tower(config)(images_NHWC)
+            assert token_grid(config) == tuple(tokens.grid_hw)
+            assert tokens.tokens_NLTD.shape[2] == tokens.grid_hw[0] * tokens.grid_hw[1]
 
 
 def test_tokens_equal_those_of_processor_and_library(named_folder: tuple[str, Path]) -> None:

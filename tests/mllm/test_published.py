@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers.models.smolvlm.processing_smolvlm as smolvlm_processing
 
-from saga_ray.mllm.loading import load_marks, load_tokenizer
+from saga_ray.mllm.loading import load_tokenizer
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.identity import expected_identity
+from saga_ray.scorer.length import prompt_words
 from saga_ray.scorer.local import build_engine
 from saga_ray.types import ImagePair, ScoreRequest, VisualTokens
 from tests.helpers.published import as_published
@@ -39,15 +40,19 @@ def test_files_as_published_give_the_marks_texts_and_scores_of_named_tokens(
     tokenizers = [load_tokenizer(folder) for folder in (bare, named)]
     special = [key for key in SMALL_FAMILIES[name].special if key.endswith("_token")]
     assert all(hasattr(tokenizers[1], key) for key in special) and not any(hasattr(tokenizers[0], k) for k in special)
-    assert load_marks(bare, tokenizers[0]) == load_marks(named, tokenizers[1])
     configs = [small_run_config(folder, prompt__variant="generic") for folder in (bare, named)]
     ours, theirs = (build_engine(config) for config in configs)
-    assert ours.texts == theirs.texts
+    assert ours.texts == theirs.texts and ours.mllm.marks == theirs.mllm.marks
     assert ours.describe()["prompt"] == expected_identity(configs[0])["prompt"] == theirs.describe()["prompt"]
     assert (ours.mllm.end_ids, ours.describe()["prompt_tokens"]) == (
         theirs.mllm.end_ids,
         theirs.describe()["prompt_tokens"],
     )
+    words = prompt_words(ours.prompt, bare, tokenizers[0])
+    num_text = sum(words.num_tokens) + 2 * words.num_closing
+    assert str(num_text) == ours.describe()["prompt_tokens"]
+    layout = ours.mllm.layout(ours.texts, (2, 3))
+    assert ours.mllm.family.num_positions(num_text, (2, 3)) == int(layout.positions_3C.max()) + 1
     assert torch.equal(ours.mllm.bias_V, theirs.mllm.bias_V)
     got, want = (engine.score(asked(engine)) for engine in (ours, theirs))
     assert want.contributes_P.all() and want.verdicts_PG.tolist() == [[1, 0]] * 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ import torch
 
 from saga_ray.scorer.checks import BadReply, Reads, check_request, check_result
 from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.scorer.length import check_prompt_fits
 from saga_ray.scorer.local import build_engine
 from saga_ray.scorer.wire import result_from_arrays, result_to_arrays
 from saga_ray.types import ImagePair, ScoreOptions, VisualTokens
@@ -64,6 +67,24 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_lengths(folder: Path) ->
         ValueError, match=rf"grpo\.max_new_tokens: {longest} behind a prompt of \d+ positions.*{longest}"
     ):
         engine.score(small_request(1))
+
+
+def test_a_run_whose_prompt_is_too_long_is_refused_before_the_mllm_is_loaded(folder: Path, tmp_path: Path) -> None:
+    config = small_run_config(folder, data__image_size=32)
+    check_prompt_fits(config)
+    positions = int(build_engine(config).mllm.layout(build_engine(config).texts, (2, 2)).positions_3C.max()) + 1
+    path = Path(shutil.copytree(folder, tmp_path / "mllm"))
+    values = json.loads((path / "config.json").read_text())
+    for longest, fits in ((positions + 40, True), (positions + 39, False)):
+        values["text_config"]["max_position_embeddings"] = longest
+        (path / "config.json").write_text(json.dumps(values))
+        (path / "model.safetensors").write_bytes(b"")  # no weights are read
+        short = small_run_config(path, data__image_size=32)
+        if fits:
+            check_prompt_fits(short)
+            continue
+        with pytest.raises(ValueError, match=rf"behind a prompt of {positions} positions is longer than the {longest}"):
+            check_prompt_fits(short)
 
 
 def test_groups_of_one_are_refused_by_the_configuration(folder: Path) -> None:

@@ -91,6 +91,10 @@ class Family:
         """int64 (3, C) positions of a prompt; all three rows are equal where a family has one position per token."""
         return torch.arange(len(ids_C)).expand(3, -1)
 
+    def num_positions(self, num_text: int, grid_hw: tuple[int, int]) -> int:
+        """Positions that a prompt of `num_text` tokens around two images of this grid takes up."""
+        return num_text + 2 * grid_hw[0] * grid_hw[1]
+
     def embed(self, model: PreTrainedModel, ids: Tensor) -> Tensor:
         """Embeddings of ids outside the images, as the decoder's first layer gets them."""
         return self.decoder(model).embed_tokens(ids)

@@ -24,6 +24,9 @@ class GridPositions(Family):
         positions, _ = model.model.get_rope_index(ids_C[None], kinds_1C, image_grid_thw=grids)
         return positions[:, 0]
 
+    def num_positions(self, num_text: int, grid_hw: tuple[int, int]) -> int:
+        return num_text + 2 * max(grid_hw)
+
     def rotary(self, decoder: nn.Module, hidden_SRD: Tensor, positions_3R: Tensor) -> Sequence[tuple[Tensor, Tensor]]:
         positions_3SR = positions_3R[:, None] if positions_3R.ndim == 2 else positions_3R
         return [decoder.rotary_emb(hidden_SRD, positions_3SR)] * len(decoder.layers)

@@ -34,6 +34,7 @@ from saga_ray.train.optim import (
     learning_rate_factor,
     num_steps,
     set_learning_rates,
+    unreached_sentence,
 )
 from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import RunFolder, process_name
@@ -330,13 +331,13 @@ class Trainer:
         size = self.config.data.image_size
         images_NHWC = torch.randint(0, 256, (2, size, size, 3), generator=torch.Generator().manual_seed(0))
         images_NHWC = images_NHWC.to(self.context.device, torch.uint8)
+        asked = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
         names = freeze_unreached(encoder, images_NHWC, self.config.loss.weights, metric_loss is not None)
-        if names and self.context.rank == 0:
-            parts = list(dict.fromkeys(name.rpartition(".")[0] for name in names))
-            logger.info(
-                "no loss of this run reaches %d tensors (of %s%s); they stay as they are",
-                len(names), ", ".join(parts[:8]), f" and {len(parts) - 8} more modules" if len(parts) > 8 else "",
-            )  # fmt: skip
+        chosen = self.config.encoder.trainable
+        sentence = unreached_sentence(chosen, asked, names)
+        if sentence is not None and self.context.rank == 0:
+            # Of a whole tower some parts often have no gradient (DeepStack's mergers without GRPO); whoever names parts means them.
+            logger.log(logging.INFO if chosen == "all" else logging.WARNING, "%s", sentence)
 
 
 def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import nn
@@ -103,6 +103,34 @@ def freeze_unreached(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossW
     for _, parameter in unreached:
         parameter.requires_grad_(False)
     return [name for name, _ in unreached]
+
+
+def unreached_sentence(chosen: str, asked: Sequence[str], unreached: Sequence[str]) -> str | None:
+    """What to say about parameters that `freeze_unreached` froze; None if there are none.
+
+    Args:
+        chosen: `encoder.trainable`.
+        asked: Names of all that was to be trained.
+        unreached: Those of them that no loss reaches.
+
+    Raises:
+        ValueError: if nothing of the tower is left, though `chosen` asks for some of it.
+    """
+    reached = set(asked) - set(unreached)
+    # A run in which nothing at all would learn has a sentence of its own.
+    if chosen not in ("pooler", "none") and reached and not any(name.startswith("tower.") for name in reached):
+        raise ValueError(
+            f"encoder.trainable: {chosen}, but no loss of this run reaches any of the tower's parameters that this names; name "
+            f"more of it (all, or more blocks), set encoder.trainable=pooler, or give a loss that reaches it a weight"
+        )
+    if not unreached:
+        return None
+    parts = list(dict.fromkeys(name.rpartition(".")[0] for name in unreached))
+    more = f" and {len(parts) - 3} more modules" if len(parts) > 3 else ""
+    return (
+        f"encoder.trainable: {chosen}, but no loss of this run reaches {len(unreached)} of these {len(asked)} tensors "
+        f"(those of {', '.join(parts[:3])}{more}); they stay as they are"
+    )
 
 
 def build_optimizer(encoder: Encoder, metric_loss: nn.Module | None, config: OptimConfig) -> torch.optim.AdamW:

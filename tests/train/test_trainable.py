@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import torch
 from saga_ray.config import LossWeights
 from saga_ray.configure import resolve
 from saga_ray.encoder.encoder import Encoder, build_encoder
-from saga_ray.train.optim import build_optimizer, freeze_unreached, freeze_untrained
+from saga_ray.train.local import run_local
+from saga_ray.train.optim import build_optimizer, freeze_unreached, freeze_untrained, unreached_sentence
 from tests.helpers.small_families import IMAGE_SIZE, small_family_folder
+from tests.train.small import SMALL
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,33 @@ def test_parameters_that_no_loss_reaches_are_named_and_left_out(folders: dict[st
     assert len(names) == 18
     assert all("encoder.layers.2." in name or "post_layernorm" in name for name in names)
     assert not any(dict(encoder.named_parameters())[name].requires_grad for name in names)
+
+
+def test_what_was_asked_for_and_gets_no_gradient_is_said_aloud(
+    folders: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """LLaVA reads the features before its tower's last block: of `blocks:1` the projector alone learns."""
+    values = {"mllm.path": str(folders["llava"]), "data.image_size": IMAGE_SIZE, "optim.steps": 1}
+    values |= {"encoder.trainable": "blocks:1"}
+    config = resolve("demo", method="potential-field", overrides=SMALL | values)
+    run_local(config, str(tmp_path), "warned")
+    (line,) = [record.message for record in caplog.records if "encoder.trainable" in record.message]
+    assert line.startswith(
+        "encoder.trainable: blocks:1, but no loss of this run reaches 18 of these 22 tensors (those of "
+    )
+    assert "encoder.layers.2.self_attn" in line and line.endswith("they stay as they are")
+    assert all(record.levelno == logging.WARNING for record in caplog.records if record.message == line)
+
+
+def test_a_tower_of_which_nothing_would_learn_is_refused(folders: dict[str, Path]) -> None:
+    encoder, asked = trained(folders["llava"], "blocks:1")
+    images = torch.randint(0, 256, (2, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=torch.uint8)
+    weights = LossWeights(metric=0.0, grpo=0.0, alignment=1.0)  # the pooler's weights alone
+    names = freeze_unreached(encoder, images, weights, False)
+    with pytest.raises(ValueError, match=r"encoder\.trainable: blocks:1, but no loss of this run reaches any") as error:
+        unreached_sentence("blocks:1", asked, names)
+    assert "\n" not in str(error.value) and "encoder.trainable=pooler" in str(error.value)
+    assert unreached_sentence("pooler", [name for name in asked if "pooler" in name], []) is None
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def _chunk_loss(
     weights_SR: Tensor,
     policy: Policy,
     sets: tuple[Tensor, Tensor] | None,
+    reference_SR: Tensor | None,
 ) -> Tensor:
     """log pi (S, R) of a chunk; if autograd is on, the loss is already carried back to `hidden_SRD`'s graph.
 
@@ -89,7 +90,15 @@ def _chunk_loss(
     weights_N = weights_SR[mask_SR] if backward else None
     sets_N = None if sets is None else (sets[0][mask_SR], sets[1])
     log_probs_N, grad_ND = head_log_probs(
-        mllm, hidden_SRD.detach()[mask_SR], ids_N, support_N, weights_N, policy.temperature, policy.top_p, sets_N
+        mllm,
+        hidden_SRD.detach()[mask_SR],
+        ids_N,
+        support_N,
+        weights_N,
+        policy.temperature,
+        policy.top_p,
+        sets_N,
+        None if reference_SR is None else reference_SR[mask_SR],
     )
     if grad_ND is not None:
         grad_SRD = torch.zeros_like(hidden_SRD)
@@ -112,6 +121,7 @@ def score_shared(
     capture_layer: int | None = None,
     rows: Sequence[tuple[list[int], list[int]]] | None = None,
     keep_graph: bool = False,
+    reference_SR: Tensor | None = None,
 ) -> Scored:
     """Score the answers of chosen pairs over their shared prefixes.
 
@@ -123,6 +133,7 @@ def score_shared(
         replay_support: Use the recorded support sizes (sampled answers), not the nucleus (given answers).
         capture_layer: 0-based layer whose attention is read in `rows` (per answer: rows of image 1 and 2), if any.
         keep_graph: The prefix will be asked for another gradient.
+        reference_SR: log pi of another policy; every weight is then larger by how much that exceeds this policy's own.
     """
     num_answers = len(completions.token_ids_SR) // len(prefix.keys_values[0][0])
     with_grad = tokens_P2LTD is not None
@@ -146,7 +157,9 @@ def score_shared(
             positions = mllm.answer_positions(layout, longest)
             hidden_SRD = mllm.run(mllm.embed(_fed(ids_SR, layout)), positions, memory)
             sets = completions.sets_of(chosen, longest)
-            found_SR = _chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, weights_SR[chosen, :longest], policy, sets)
+            beside_SR = None if reference_SR is None else reference_SR[chosen, :longest]
+            weights = weights_SR[chosen, :longest]
+            found_SR = _chunk_loss(mllm, hidden_SRD, ids_SR, support_SR, weights, policy, sets, beside_SR)
             log_probs.append(torch.nn.functional.pad(found_SR, (0, weights_SR.shape[1] - longest)))
             attention += capture.sums_S2T if capture is not None else [[None, None]] * len(chosen)
     grads = None

@@ -25,6 +25,7 @@ def head_log_probs(
     temperature: float,
     top_p: float,
     sets: tuple[Tensor, Tensor] | None = None,
+    reference_N: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log pi (N,) float64 of tokens after hidden states without a graph.
 
@@ -32,6 +33,7 @@ def head_log_probs(
         support_N: Sizes of the supports that they were drawn from; None: the nucleus is found anew.
         sets: Of a template's tokens, the number of the set that each is drawn from (N,), and all sets (A, V).
         weights_N: w of the loss -sum w log pi; None: no gradient is wanted.
+        reference_N: log pi of another policy; w is then larger by how much that exceeds this policy's own.
 
     Returns:
         log pi, and d loss / d hidden (N, D) in the hidden states' dtype.
@@ -56,6 +58,9 @@ def head_log_probs(
             if weights_N is not None:
                 wanted_nV = (allowed_nV - total_n1).exp_()
                 wanted_nV[torch.arange(len(ids_n), device=ids_n.device), ids_n] -= 1.0
-                wanted_nV *= weights_N[part].to(wanted_nV.dtype)[:, None]
+                weights_n = weights_N[part]
+                if reference_N is not None:
+                    weights_n = weights_n + (reference_N[part] - log_probs[-1])
+                wanted_nV *= weights_n.to(wanted_nV.dtype)[:, None]
                 grads.append(torch.autograd.grad(logits_nV, hidden_nD, wanted_nV)[0])
     return torch.cat(log_probs), torch.cat(grads) if weights_N is not None else None

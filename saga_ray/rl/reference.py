@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 ReferenceKL = Literal["k2", "k3", "k1-in-reward"]
+PER_TOKEN = ("k2", "k3")
+"""Forms in which a token's weight is -d, whatever the other tokens are."""
 
 
 def reference_weights(apart_SR: Tensor, drawn_SR: Tensor, num_pairs: int, form: ReferenceKL) -> tuple[Tensor, Tensor]:

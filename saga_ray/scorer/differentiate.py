@@ -11,7 +11,7 @@ from torch import Tensor
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.gradients import Policy, Scored, naive_score, score_shared
 from saga_ray.mllm.sampling import Completions
-from saga_ray.rl.reference import ReferenceKL, reference_weights
+from saga_ray.rl.reference import PER_TOKEN, ReferenceKL, reference_weights
 from saga_ray.scorer.signals import Signal
 from saga_ray.types import ScoreOptions
 
@@ -103,18 +103,32 @@ class Differentiator:
         whole = replace(self, path="shared")
         num_pairs = len(judged.signal.contributes_P)
         plain = Signal.unweighted(judged.completions, num_pairs)
-        ours = whole.log_probs(judged, plain)
         theirs = whole.log_probs(replace(judged, prefix=reference), plain)
-        weights_SR, values_SR = reference_weights(
-            ours - theirs, judged.completions.drawn_SR, num_pairs, self.reference_kl
-        )
-        signal = replace(plain, weights_SR=weights_SR)
-        options = ScoreOptions(gradient=True, attention=False)
-        scored = self._score(replace(judged, signal=signal), list(range(num_pairs)), options)
+        pairs, options = list(range(num_pairs)), ScoreOptions(gradient=True, attention=False)
+        if self.path == "shared" and self.reference_kl in PER_TOKEN:
+            # The weights are known as soon as a token's own log pi is: one pass gives both.
+            scored = self._score(replace(judged, signal=plain), pairs, options, reference_SR=theirs)
+            _, values_SR = self._reference_weights(judged, scored.log_probs_SR - theirs)
+        else:
+            ours = whole.log_probs(judged, plain)
+            weights_SR, values_SR = self._reference_weights(judged, ours - theirs)
+            signal = replace(plain, weights_SR=weights_SR)
+            scored = self._score(replace(judged, signal=signal), pairs, options)
         assert scored.token_grads_P2LTD is not None
         return Reference(values_SR.sum(dim=1).view(num_pairs, -1).sum(dim=1), scored.token_grads_P2LTD)
 
-    def _score(self, judged: Judged, pairs: list[int], options: ScoreOptions, keep_graph: bool = False) -> Scored:
+    def _reference_weights(self, judged: Judged, apart_SR: Tensor) -> tuple[Tensor, Tensor]:
+        num_pairs = len(judged.signal.contributes_P)
+        return reference_weights(apart_SR, judged.completions.drawn_SR, num_pairs, self.reference_kl)
+
+    def _score(
+        self,
+        judged: Judged,
+        pairs: list[int],
+        options: ScoreOptions,
+        keep_graph: bool = False,
+        reference_SR: Tensor | None = None,
+    ) -> Scored:
         signal = judged.signal
         scored_tokens = replace(judged.completions, token_ids_SR=signal.ids_SR)
         # Words that are given, or verdicts that were not drawn, are no part of a sampled nucleus.
@@ -133,6 +147,7 @@ class Differentiator:
             capture_layer=self.capture_layer if options.attention else None,
             rows=judged.rows,
             keep_graph=keep_graph,
+            reference_SR=reference_SR,
         )
         if not options.gradient or shared_grad:
             return scored

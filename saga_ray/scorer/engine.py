@@ -154,7 +154,9 @@ class ScoringEngine:
             completions = self._completions(request, chosen, layout, prefix)
         texts, answers = self._judge.read(completions)
         rewards_PG = self._rewards(request, chosen, pairs, answers)
-        rows = self._judge.attention_rows(completions, answers, rewards_PG)
+        rows: list[tuple[list[int], list[int]]] = [([], [])] * len(answers)
+        if options.attention:
+            rows = self._judge.attention_rows(completions, answers, rewards_PG)
         signal = sampled_reward(completions, rewards_PG, self.config.grpo.min_std, self.config.grpo.normalisation)
         taught_P = torch.zeros(len(pairs), dtype=torch.int64)
         judged = Judged(layout, prefix, tokens_P2LTD, completions, signal, rows, request.answers is None)

@@ -11,7 +11,9 @@ import torch
 
 from saga_ray.mllm.sampling import Completions
 from saga_ray.rl.grpo import expected_weights, policy_loss_sum
+from saga_ray.scorer import differentiate
 from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.scorer.judge import Judge
 from saga_ray.scorer.local import build_engine
 from saga_ray.scorer.signals import lesson
 from saga_ray.scorer.wire import request_from_arrays, request_to_arrays, result_from_arrays, result_to_arrays
@@ -117,6 +119,35 @@ def test_other_forms_of_the_reference_kl_equal_their_naive_twin(engines: dict[st
     assert same == (form == "k3")
     assert not torch.allclose(ours.reference_kl_P, k2.reference_kl_P)
     assert form != "k3" or (ours.reference_kl_P > 0).all()
+
+
+@pytest.mark.parametrize(("form", "num_passes"), [("k2", 2), ("k3", 2), ("k1-in-reward", 3)])
+def test_the_pass_of_a_reference_kls_gradient_gives_its_log_probabilities_as_well(
+    engines: dict[str, ScoringEngine], form: str, num_passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One pass without a graph for the reference, and one with; a whole answer's KL must be known before the second."""
+    plain, request = engines["reference"], request_of("reference")
+    config = plain.config.model_copy(update={"grpo": plain.config.grpo.model_copy(update={"reference_kl": form})})
+    engine = ScoringEngine(plain.mllm, plain.prompt, config)
+    passes = []
+    whole = differentiate.score_shared
+    monkeypatch.setattr(differentiate, "score_shared", lambda *a, **k: passes.append(k) or whole(*a, **k))
+    engine.score(replace(request, reference=None))
+    without = len(passes)
+    engine.score(request)
+    assert len(passes) - 2 * without == num_passes
+
+
+def test_attention_that_is_not_asked_for_is_not_looked_for(
+    engines: dict[str, ScoringEngine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, asked = engines["reference"], []
+    found = Judge.attention_rows
+    monkeypatch.setattr(Judge, "attention_rows", lambda *a: asked.append(a) or found(*a))
+    quiet, loud = (engine.score(small_request(2, options=ScoreOptions(attention=on))) for on in (False, True))
+    assert len(asked) == -(-2 // engine.config.scorer.pairs_per_chunk)
+    assert torch.equal(quiet.token_grads_P2LTD, loud.token_grads_P2LTD)
+    assert loud.attention_count_P2.any() and not quiet.attention_count_P2.any()
 
 
 @pytest.mark.parametrize("variant", ["structured", "compact", "generic"])

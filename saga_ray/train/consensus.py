@@ -279,7 +279,9 @@ class Consensus:
         known = {plain(name): name for name in self._prompt.attributes}
         for rank in self._context.gather(mine):
             for label, description in rank:
-                said = {known[plain(k)]: v.strip() for k, v in description.items() if plain(k) in known}
+                words = {plain(name): value.strip() for name, value in description.items()}
+                # A value of spaces is no word, and no lesson could be made of it.
+                said = {known[name]: value for name, value in words.items() if name in known and value}
                 add_description(self.tally, label, said)
 
     @torch.no_grad()

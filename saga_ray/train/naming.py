@@ -20,6 +20,7 @@ from saga_ray.encoder.encoder import Encoded, Encoder
 from saga_ray.mllm.answers import parse_answer, plain
 from saga_ray.mllm.prompt import Prompt
 from saga_ray.scorer.engine import ScoringEngine
+from saga_ray.train.looking import attention_of
 from saga_ray.types import Dataset, ImagePair, ImageTable, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
 
 QUESTION_SEED = 4
@@ -276,9 +277,6 @@ def validation_metrics(encoder: Encoder, scorer: Scorer, questions: Questions, p
 def first_attention(scorer: Scorer, questions: Questions, heard: Heard) -> tuple[np.ndarray, np.ndarray]:
     """Where the MLLM looked while it described the pictures of each pair, by the pair's first well-formed answer.
 
-    A scorer reads the attention of correct answers of pairs that disagree. So the answer is handed in twice, once called
-    right and once called wrong: then it is read whatever its verdict was.
-
     Returns:
         maps (M, T), each summing to 1, and the picture (M,) that each belongs to, a position in the questions' pictures.
     """
@@ -288,15 +286,13 @@ def first_attention(scorer: Scorer, questions: Questions, heard: Heard) -> tuple
     ):
         if any(well_formed):
             asked.append(pair)
-            answers.append((texts[well_formed.index(True)],) * 2)
+            answers.append(texts[well_formed.index(True)])
     tokens = heard.encoded.tokens
     if not asked:
         return np.zeros((0, tokens.tokens_NLTD.shape[2])), np.zeros(0, np.int64)
-    rewards_PG = torch.tensor([[1.0, 0.0]]).repeat(len(asked), 1)
-    options = ScoreOptions(gradient=False)
-    result = scorer.score(ScoreRequest(QUESTION_SEED, 0, tuple(asked), tokens, options, tuple(answers), rewards_PG))
+    sum_P2T, count_P2 = attention_of(scorer, QUESTION_SEED, asked, tokens, answers)
     images_P2 = torch.tensor([(pair.first, pair.second) for pair in asked])
-    return _mean_maps(result.attention_sum_P2T.cpu(), result.attention_count_P2.cpu(), images_P2)
+    return _mean_maps(sum_P2T.cpu(), count_P2.cpu(), images_P2)
 
 
 def _mean_maps(sum_P2T: Tensor, count_P2: Tensor, images_P2: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -19,6 +19,7 @@ from saga_ray.leaderboard.pages import JudgedAnswer, JudgedPair
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.train.context import default_device
+from saga_ray.train.looking import attention_of
 from saga_ray.types import ImagePair, ImageTable, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
 
 if TYPE_CHECKING:
@@ -147,17 +148,9 @@ def _answers(said: ScoreResult, pair: int) -> tuple[JudgedAnswer, ...]:
 def _attention(
     scorer: LocalScorer, pairs: tuple[ImagePair, ...], tokens: VisualTokens, said: ScoreResult
 ) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    """Where each pair's first answer looked, (T,) per image; None if it described nothing.
-
-    The scorer reads the attention of correct answers of pairs that disagree. So the first answer is handed in twice, once
-    called right and once called wrong: then it is read whatever its verdict was.
-    """
-    answers = tuple((texts[0], texts[0]) for texts in said.texts_PG)
-    rewards_PG = torch.tensor([[1.0, 0.0]]).repeat(len(pairs), 1)
-    result = scorer.score(
-        ScoreRequest(SHOWCASE_SEED, 0, pairs, tokens, ScoreOptions(gradient=False), answers, rewards_PG)
-    )
-    return [_means(result.attention_sum_P2T[p], result.attention_count_P2[p]) for p in range(len(pairs))]
+    """Where each pair's first answer looked, (T,) per image; None if it described nothing."""
+    found = attention_of(scorer, SHOWCASE_SEED, pairs, tokens, [texts[0] for texts in said.texts_PG])
+    return [_means(sum_2T, count_2) for sum_2T, count_2 in zip(*found, strict=True)]
 
 
 def _means(sum_2T: Tensor, count_2: Tensor) -> tuple[np.ndarray, np.ndarray] | None:

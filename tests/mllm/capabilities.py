@@ -8,12 +8,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import torch
-import transformers
 
 TESTS = Path(__file__).with_name("test_families.py")
 WRITTEN = Path(str(files("saga_ray").joinpath("mllm", "families", "capabilities.json")))
@@ -49,7 +48,7 @@ def main() -> int:
             key: float(f"{v:.1e}") if isinstance(v, float) else v for key, v in values.items() if key != "family"
         }
         families[name] = {"tests": recorder.num_passed[name], **dict(sorted(rounded.items()))}
-    versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
+    versions = {name: version(name).split("+")[0] for name in ("transformers", "torch", "timm")}
     WRITTEN.write_text(json.dumps({**versions, "families": families}, indent=2) + "\n", encoding="utf-8")
     return int(code)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
+from pathlib import Path
+
 from saga_ray.mllm.families import FAMILIES, REFUSED
 from saga_ray.mllm.families.table import capabilities, families_table
 from tests.helpers.small_families import SMALL_FAMILIES
@@ -10,7 +13,13 @@ from tests.helpers.small_families import SMALL_FAMILIES
 def test_every_family_has_a_small_model_and_a_measured_row_within_the_laws() -> None:
     assert {name.split("-")[0] for name in SMALL_FAMILIES} == set(FAMILIES)
     assert not FAMILIES.keys() & REFUSED.keys()
-    told = capabilities()["families"]
+    written = capabilities()
+    versions = {name: written[name] for name in ("transformers", "torch", "timm")}
+    installed = {name: version(name).split("+")[0] for name in versions}
+    assert versions == installed, "the table is of other versions: run `python -m tests.mllm.capabilities`"
+    locked = (Path(__file__).parents[2] / "requirements.lock").read_text(encoding="utf-8")
+    assert all(f"\n{name}=={number}" in locked for name, number in versions.items())
+    told = written["families"]
     assert set(told) == set(SMALL_FAMILIES), "run `python -m tests.mllm.capabilities`"
     for row in told.values():
         assert 0 < row["gradient_single"] < 1e-5

@@ -77,6 +77,23 @@ def test_the_sampler_and_the_scorer_agree_on_log_probabilities(folder: Path, set
 
 def test_given_answers_equal_to_the_sampled_ones_give_the_same_gradient(folder: Path) -> None:
     engine = build_engine(small_run_config(folder, mllm__dtype="float64"))
+    sampled = engine.score(small_request(24))
+    # Given answers are tokenised anew: those count whose tokens are the tokenizer's own.
+    again = [
+        [engine.mllm.tokenizer.encode(text, add_special_tokens=False) for text in texts] for texts in sampled.texts_PG
+    ]
+    written = [[[i for i in row if i >= 0][:-1] for row in rows] for rows in sampled.token_ids_PGR.tolist()]
+    alike = [p for p in range(24) if again[p] == written[p] and sampled.contributes_P[p]]
+    assert len(alike) >= 2
+    given = engine.score(small_request(24, answers=sampled.texts_PG))
+    assert torch.equal(given.rewards_PG[alike], sampled.rewards_PG[alike])
+    assert relative(given.token_grads_P2LTD[alike], sampled.token_grads_P2LTD[alike]) < 1e-10
+    assert given.log_probs_PG[alike].flatten().tolist() == pytest.approx(
+        sampled.log_probs_PG[alike].flatten().tolist(), rel=1e-10
+    )
+
+
+def test_rewards_that_are_given_count_as_those_of_verdicts(engine: ScoringEngine) -> None:
     group = (RIGHT, WRONG, "neither", RIGHT)
     by_verdict = engine.score(small_request(1, answers=(group,)))
     by_reward = engine.score(small_request(1, answers=(group,), rewards_PG=torch.tensor([[1.0, 0.0, 0.0, 1.0]])))

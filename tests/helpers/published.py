@@ -10,7 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
 from tests.helpers.small_families import SMALL_FAMILIES
+from tests.helpers.small_mllm import small_answers
 
 _FLAT = ("qwen2_vl", "qwen2_5_vl")
 """Families whose config.json holds the language model's settings at the top."""
@@ -87,3 +91,17 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(values, indent=2), encoding="utf-8")
+
+
+def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
+    """As LLaVA 1.5's: a space is a character of words, and what is tokenised alone begins with one."""
+    core = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True))
+    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="first", split=False)
+    core.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    special = ["<unk>", "<s>", "</s>", "<image>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
+    texts = [f"{word} or {word}, {word}" for word in ("yes", "no")] * 20
+    core.train_from_iterator([*texts, *small_answers()], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")

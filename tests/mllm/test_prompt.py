@@ -9,8 +9,18 @@ import yaml
 
 from saga_ray.config import DATASETS
 from saga_ray.mllm.answers import parse_answer
+from saga_ray.mllm.families.base import text_of_id
 from saga_ray.mllm.marks import ImageMarks
-from saga_ray.mllm.prompt import Prompt, answer_text, load_prompt, prompt_from_vocabulary, prompt_texts, request_text
+from saga_ray.mllm.prompt import (
+    Prompt,
+    answer_text,
+    load_prompt,
+    prompt_from_vocabulary,
+    prompt_ids,
+    prompt_texts,
+    request_text,
+)
+from tests.helpers.published import sentencepiece_tokenizer
 from tests.helpers.small_mllm import saga_prompt, small_tokenizer
 
 MARKS = ImageMarks("<|image_pad|>")
@@ -108,6 +118,31 @@ def test_a_tokenizer_without_chat_template_or_that_drops_images_is_refused() -> 
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="no chat template"):
         prompt_texts(prompt, tokenizer, MARKS)
+
+
+def test_a_prompt_is_tokenised_as_a_processor_does_it() -> None:
+    """Whole: between images a text would begin with a space of its own where words hold their spaces."""
+    texts = ("USER: the first", "and the second", "no or yes?")
+    tokenizer = sentencepiece_tokenizer()
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    before, between, after = prompt_ids(tokenizer, texts, image_id)
+    want = tokenizer("<image>".join(texts), add_special_tokens=False).input_ids
+    assert [*before, image_id, *between, image_id, *after] == want
+    apart = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
+    assert list(before) == apart[0] and list(between) != apart[1] and list(after) != apart[2]
+    byte_level = small_tokenizer()
+    found = prompt_ids(byte_level, texts, byte_level.convert_tokens_to_ids("<|image_pad|>"))
+    assert [list(ids) for ids in found] == [byte_level.encode(text, add_special_tokens=False) for text in texts]
+
+
+def test_an_image_token_that_the_tokenizer_does_not_have_is_refused_with_its_key() -> None:
+    tokenizer = small_tokenizer()
+    assert text_of_id(tokenizer, "image_token_id", tokenizer.convert_tokens_to_ids("<|image_pad|>")) == "<|image_pad|>"
+    for token_id in (len(tokenizer) + 7, -1):
+        with pytest.raises(
+            ValueError, match=rf"mllm\.path: .* no special token {token_id}, .* image_token_id; use files"
+        ):
+            text_of_id(tokenizer, "image_token_id", token_id)
 
 
 @pytest.mark.parametrize("dataset", PAPER_COUNTS)

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
 
 from saga_ray.mllm.answers import parse_answer
 from saga_ray.mllm.gradients import library_hidden
@@ -20,8 +18,9 @@ from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.judge import Judge
 from saga_ray.scorer.local import build_engine
 from saga_ray.types import ScoreRequest, VisualTokens
+from tests.helpers.published import sentencepiece_tokenizer
 from tests.helpers.scoring import relative, small_request, small_run_config
-from tests.helpers.small_mllm import small_answer, small_answers, small_tokenizer
+from tests.helpers.small_mllm import small_answer, small_tokenizer
 
 SAID = {word: small_answer("hooked", "plain", "straight", "barred", word) for word in ("yes", "no")}
 
@@ -124,20 +123,6 @@ def test_the_spelling_of_the_written_verdict_does_not_matter() -> None:
         assert verdicts.right_SW.tolist() == [tokenizer.encode(word, add_special_tokens=False)]
         scored = verdicts.corrected(completions, 1).ids_SR[0, : place + 1].tolist()
         assert scored == [*whole[:place], verdicts.right_SW.item()]
-
-
-def sentencepiece_tokenizer() -> PreTrainedTokenizerFast:
-    """As LLaVA 1.5's: a space is a character of words, and what is tokenised alone begins with one."""
-    core = Tokenizer(models.BPE(fuse_unk=True, byte_fallback=True))
-    core.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="first", split=False)
-    core.decoder = decoders.Sequence(
-        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = trainers.BpeTrainer(vocab_size=420, special_tokens=special, show_progress=False)
-    texts = [f"{word} or {word}, {word}" for word in ("yes", "no")] * 20
-    core.train_from_iterator([*texts, *small_answers()], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def test_a_word_that_stands_inside_text_does_not_get_the_space_of_one_that_begins_it() -> None:

@@ -30,9 +30,9 @@ def test_every_part_measures_something(found: dict) -> None:
         assert found[name]["images_per_s"] == pytest.approx(6 / phases["step"])
         assert phases["step"] == pytest.approx(sum(v for k, v in phases.items() if k != "step"))
     for part in found["sampling"].values():
-        assert not isinstance(part, dict) or 0 < part["share_of_bound"] < 1
+        assert not isinstance(part, dict) or part["share_of_bound"] > 0
     for part in found["gradient"].values():
-        assert not isinstance(part, dict) or 0 < part["share_of_gemm_rate"] < 1
+        assert not isinstance(part, dict) or part["share_of_gemm_rate"] > 0
 
 
 def test_every_way_has_the_naive_gradient(found: dict) -> None:

@@ -91,13 +91,15 @@ class Judge:
         """True if each verdict of a freely written answer can be put in the other's place, token by token."""
         for verdict, other in (("yes", "no"), ("no", "yes")):
             text = f'{{"{self.verdict_key}":"{verdict}"}}'
-            start = text.rindex(verdict)
-            ids = encode(text)
-            if self.token_texts.decode(ids) != text:
-                return False
-            if self.token_texts.with_word(ids, start, start + len(verdict), other) is None:
+            ids = self._readable_end(encode(text), text)
+            start = self.token_texts.decode(ids).rfind(verdict)
+            if start < 0 or self.token_texts.with_word(ids, start, start + len(verdict), other) is None:
                 return False
         return True
+
+    def _readable_end(self, ids: list[int], text: str) -> list[int]:
+        """The longest end of the ids that reads as `text` ends: the demo MLLM has no tokens for the beginning alone."""
+        return next((ids[i:] for i in range(len(ids)) if text.endswith(self.token_texts.decode(ids[i:]))), [])
 
 
 def _drawn_verdict(completions: Completions, row: int, is_right: bool) -> tuple[int, list[int]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from saga_ray.configure import resolve
 from saga_ray.mllm.answers import parse_answer
 from saga_ray.mllm.gradients import library_hidden
 from saga_ray.mllm.sampling import Completions
@@ -148,3 +149,8 @@ def test_verdicts_that_cannot_take_each_others_place_are_refused_at_the_start(fo
     with pytest.raises(ValueError, match=r"grpo\.reward: 'expected' needs .*set grpo\.reward=sampled, or prompt\."):
         build_engine(small_run_config(path, grpo__reward="expected"))
     assert not build_engine(small_run_config(path)).knows_right_verdicts
+
+
+def test_the_bundled_mllm_can_be_asked_for_an_expected_reward() -> None:
+    """Its tokenizer has no tokens for a verdict alone, only for what its answers are made of."""
+    assert build_engine(resolve("demo", overrides={"grpo.reward": "expected"})).knows_right_verdicts

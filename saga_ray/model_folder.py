@@ -1,10 +1,14 @@
-"""From `mllm.path` to a folder on disk: as it is, the bundled one, or a hub's at a pinned commit. Nothing in it is loaded."""
+"""From `mllm.path` to a folder on disk: as it is, the bundled one, or a hub's at a pinned commit. No weights are read."""
 
 from __future__ import annotations
 
 import contextlib
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 OWN_PROMPT = "saga_prompt.yaml"
 """File of a folder that brings its own vocabulary and template."""
@@ -33,6 +37,17 @@ def model_folder(path: str | None, revision: str | None = None) -> Path:
     if not (folder / "config.json").is_file():
         raise ValueError(f"mllm.path: {folder} is not an MLLM folder: config.json is missing; {ELSEWHERE}")
     return folder
+
+
+def load_config(folder: Path) -> PreTrainedConfig:
+    """The library's configuration of a folder.
+
+    Raises:
+        OSError, ValueError: from the library, for one that it cannot read.
+    """
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def first_line(error: Exception) -> str:

@@ -107,7 +107,6 @@ class Bench:
         if device.type == "cuda":
             # Rows of answers whose graph fits beside weights, tower and the sampler's keys and values.
             gradients.MAX_ROWS = 2816 if torch.cuda.get_device_properties(device).total_memory < 100e9 else 5632
-            torch._dynamo.config.recompile_limit = 64  # beyond it a function would silently go uncompiled
 
     def around(self, mllm: FrozenMLLM) -> Bench:
         """The same bench around another MLLM."""

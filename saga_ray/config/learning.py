@@ -89,8 +89,7 @@ class PotentialFieldConfig(Config):
 class LossConfig(Config):
     """What the encoder is trained for."""
 
-    # A Literal built from a tuple is fine at run time, and keeps names in one place; type checkers want it written out.
-    metric: Literal[METRIC_LOSSES] = "potential-field"  # type: ignore[valid-type]
+    metric: Literal[METRIC_LOSSES] = "potential-field"  # type: ignore[valid-type] # names in one place; checkers want them written out
     """Metric-learning loss."""
     weights: LossWeights = LossWeights()
     potential_field: PotentialFieldConfig = PotentialFieldConfig()

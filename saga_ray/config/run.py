@@ -28,9 +28,8 @@ RECIPES = ("paper", "demo")
 class RunConfig(Config):
     """One run: data set, recipe, method, seed, and every value below them."""
 
-    # A Literal built from a tuple is fine at run time, and keeps names in one place; type checkers want it written out.
-    dataset: Literal[DATASETS]  # type: ignore[valid-type]
-    recipe: Literal[RECIPES]  # type: ignore[valid-type]
+    dataset: Literal[DATASETS]  # type: ignore[valid-type] # names in one place; checkers want them written out
+    recipe: Literal[RECIPES]  # type: ignore[valid-type] # names in one place; checkers want them written out
     """Base values: `paper` (as published, Qwen3-VL-8B) or `demo` (the bundled small MLLM)."""
     method: str = "saga"
     """Preset on top of the recipe."""

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
 from saga_ray.config import RunConfig
 from saga_ray.encoder.base import Tower, check_multiple
 from saga_ray.encoder.library_tower import LIBRARY_FAMILIES, LibraryTower, grid_of
 from saga_ray.encoder.mllm_files import config_json, token_shape, vision_config
 from saga_ray.encoder.tower import VisionTower
-from saga_ray.model_folder import model_folder
+from saga_ray.model_folder import load_config, model_folder
 
 DEEPSTACK_FAMILIES = ("qwen3_vl", "qwen3_vl_moe")
 """Their towers are alike."""
@@ -69,7 +68,7 @@ def token_grid(config: RunConfig) -> tuple[int, int]:
             tower.check_size(size)
             return tower.features(torch.zeros(1, 3, size, size))[1]
     if config_json(folder).get("model_type") in LIBRARY_FAMILIES:
-        return grid_of(AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True), size)
+        return grid_of(load_config(folder), size)
     vision = vision_config(folder)
     step = vision["patch_size"] * vision["spatial_merge_size"]
     check_multiple(size, step)

@@ -216,11 +216,6 @@ def _members(text: str, place: int, depth: int, closing: str) -> tuple[list[_Mem
         place = _expect(text, place, ",")
 
 
-def tokens_of_span(ends: list[int], span: Span) -> list[int]:
-    """Tokens that hold at least one character of `span`; `ends` as in `tokens_between`."""
-    return tokens_between(ends, span.start, span.stop)
-
-
 def tokens_between(ends: Sequence[int], start: int, stop: int) -> list[int]:
     """Tokens that hold at least one of the characters start .. stop - 1.
 

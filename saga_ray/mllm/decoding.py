@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saga_ray.mllm.attention import DecodeMemory, NewRows
 from saga_ray.mllm.frozen import FrozenMLLM, Prefix
-from saga_ray.mllm.two_part import merged, part_forward
+from saga_ray.mllm.two_part import merged, part_forward, stack, unstack
 
 
 class SharedDecodeMemory:
@@ -49,16 +49,14 @@ class SharedDecodeMemory:
         return merged(before, before_lse, own, own_lse)[0].reshape(S, H, 1, d)
 
     def _over_prefix(self, layer: int, query_SKnd: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
-        _, K, n, d = query_SKnd.shape
-        P = len(self.prefix[layer][0])
+        num_pairs, num_rows = len(self.prefix[layer][0]), query_SKnd.shape[2]
         grid = query_SKnd
         if not self._is_full:
-            grid = query_SKnd.new_zeros(P * self._width, K, n, d)
+            grid = query_SKnd.new_zeros(num_pairs * self._width, *query_SKnd.shape[1:])
             grid[self._place_S] = query_SKnd
-        stacked = grid.view(P, self._width, K, n, d).transpose(1, 2).reshape(P, K, -1, d)
-        out, lse = part_forward(stacked, *self.prefix[layer], scaling)
-        out = out.view(P, K, self._width, n, d).transpose(1, 2).flatten(0, 1)
-        lse = lse.view(P, K, self._width, n).transpose(1, 2).flatten(0, 1)
+        # Here the heads that share keys are the rows.
+        out, lse = part_forward(stack(grid, num_pairs), *self.prefix[layer], scaling)
+        out, lse = unstack(out, len(grid), num_rows), unstack(lse[..., None], len(grid), num_rows)[..., 0]
         return (out, lse) if self._is_full else (out[self._place_S], lse[self._place_S])
 
     def advance(self) -> None:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextDecoderLayer
 
 from saga_ray.mllm.attention import NewRows
+from saga_ray.mllm.compiling import compiled_if
 from saga_ray.mllm.frozen import FrozenMLLM
 
 
@@ -46,14 +47,10 @@ class Elementwise:
     """What lies between a layer's matrix products, compiled or not."""
 
     def __init__(self, compiled: bool) -> None:
-        if compiled:
-            # Beyond the limit a function would silently go uncompiled.
-            torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
-        wrap: Callable[..., Any] = torch.compile(dynamic=True) if compiled else lambda function: function
-        self.norm: Callable[..., Tensor] = wrap(_norm)
-        self.add_norm: Callable[..., tuple[Tensor, Tensor]] = wrap(_add_norm)
-        self.heads: Callable[..., tuple[Tensor, Tensor, Tensor]] = wrap(_heads)
-        self.gate: Callable[..., Tensor] = wrap(_gate)
+        self.norm: Callable[..., Tensor] = compiled_if(compiled, _norm)
+        self.add_norm: Callable[..., tuple[Tensor, Tensor]] = compiled_if(compiled, _add_norm)
+        self.heads: Callable[..., tuple[Tensor, Tensor, Tensor]] = compiled_if(compiled, _heads)
+        self.gate: Callable[..., Tensor] = compiled_if(compiled, _gate)
 
 
 class FusedLayer(Qwen3VLTextDecoderLayer):

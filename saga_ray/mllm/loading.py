@@ -11,11 +11,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
     AutoTokenizer,
-    PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
@@ -120,15 +118,6 @@ def load_mllm(config: MLLMConfig, device: torch.device | None = None) -> FrozenM
     if not spread:
         fuse(mllm, compiled=config.compile and device.type == "cuda")
     return mllm
-
-
-def load_config(folder: Path) -> PreTrainedConfig:
-    """The configuration of a folder that was checked.
-
-    Raises:
-        OSError, ValueError: from the library, for one that it cannot read.
-    """
-    return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

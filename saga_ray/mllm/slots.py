@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saga_ray.mllm.attention import NewRows
+from saga_ray.mllm.compiling import compiled_if
 from saga_ray.mllm.frozen import FrozenMLLM, Layout, Prefix
 from saga_ray.mllm.nucleus import draw_on_device
 from saga_ray.mllm.sampling import Completions, draw
@@ -54,7 +55,7 @@ class SlotMemory:
     ) -> None:
         _, num_heads, num_before, head_dim = like.shape
         self.group_size, self.reach = group_size, max_new
-        self._weigh = torch.compile(_weights, dynamic=True) if compiled else _weights
+        self._weigh = compiled_if(compiled, _weights)
         before = (num_slots, num_heads, num_before, head_dim)
         own = (num_slots * group_size, num_heads, max_new, head_dim)
         # Zeros: rows without a pair are computed as well, and 0 times rubbish may be NaN.

@@ -20,6 +20,10 @@ class TokenTexts:
         self._tokenizer = tokenizer
         self._pieces: dict[int, str] = {}
 
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, none added."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of `ids`, special tokens visible."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -50,7 +54,7 @@ class TokenTexts:
         if not held:
             return None
         before, after = list(ids[: held[0]]), list(ids[held[-1] + 1 :])
-        whole = self._tokenizer.encode(wanted, add_special_tokens=False)
+        whole = self.encode(wanted)
         written = [whole[i] for i in tokens_between(self.ends(whole), start, start + len(word))]
         pieces = "".join(self._tokenizer.convert_ids_to_tokens(list(ids[held[0] : held[-1] + 1])))
         other = self._tokenizer.convert_tokens_to_ids(pieces.replace(text[start:stop], word, 1))

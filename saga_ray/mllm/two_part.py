@@ -39,11 +39,11 @@ class _TwoPart(torch.autograd.Function):
         ctx: Any, query: Tensor, key_before: Tensor, value_before: Tensor, key: Tensor, value: Tensor, scaling: float
     ) -> Tensor:
         num_pairs, num_rows = len(key_before), query.shape[2]
-        stacked = _stack(query, num_pairs)
+        stacked = stack(query, num_pairs)
         before, before_lse, before_rest = _forward(stacked, key_before, value_before, scaling, causal=False)
         own, own_lse, own_rest = _forward(query, key, value, scaling, causal=True)
-        before_lse = _unstack(before_lse[..., None], len(query), num_rows)[..., 0]
-        before = _unstack(before, len(query), num_rows)
+        before_lse = unstack(before_lse[..., None], len(query), num_rows)[..., 0]
+        before = unstack(before, len(query), num_rows)
         out, lse = merged(before, before_lse, own, own_lse)
         ctx.save_for_backward(query, key_before, value_before, key, value, out, lse)
         ctx.rest = (before_rest, own_rest, scaling)
@@ -55,8 +55,8 @@ class _TwoPart(torch.autograd.Function):
         before_rest, own_rest, scaling = ctx.rest
         num_pairs, (num_answers, _, num_rows, _) = len(key_before), query.shape
         grad_out = grad_out.contiguous()
-        stacked = [_stack(x, num_pairs) for x in (grad_out, query, out)]
-        stacked_lse = _stack(lse[..., None], num_pairs)[..., 0]
+        stacked = [stack(x, num_pairs) for x in (grad_out, query, out)]
+        stacked_lse = stack(lse[..., None], num_pairs)[..., 0]
         of_before = _backward(
             stacked[0],
             stacked[1],
@@ -69,7 +69,7 @@ class _TwoPart(torch.autograd.Function):
             causal=False,
         )
         own = _backward(grad_out, query, key, value, out, lse, own_rest, scaling, causal=True)
-        grad_query = own[0] + _unstack(of_before[0], num_answers, num_rows)
+        grad_query = own[0] + unstack(of_before[0], num_answers, num_rows)
         return grad_query, of_before[1], of_before[2], own[1], own[2], None
 
 
@@ -86,14 +86,14 @@ def merged(first: Tensor, first_lse: Tensor, second: Tensor, second_lse: Tensor)
     return out.to(first.dtype), lse
 
 
-def _stack(x_SHRd: Tensor, num_pairs: int) -> Tensor:
+def stack(x_SHRd: Tensor, num_pairs: int) -> Tensor:
     """(P, H, answers x R, d): all rows that see one prefix."""
     S, H, R, d = x_SHRd.shape
     return x_SHRd.reshape(num_pairs, S // num_pairs, H, R, d).transpose(1, 2).reshape(num_pairs, H, -1, d)
 
 
-def _unstack(x_PHnd: Tensor, num_answers: int, num_rows: int) -> Tensor:
-    """Inverse of `_stack`."""
+def unstack(x_PHnd: Tensor, num_answers: int, num_rows: int) -> Tensor:
+    """Inverse of `stack`."""
     P, H, _, d = x_PHnd.shape
     return x_PHnd.reshape(P, H, num_answers // P, num_rows, d).transpose(1, 2).reshape(num_answers, H, num_rows, d)
 

@@ -145,7 +145,7 @@ class ScorerReplica:
     def _engine(self, config: RunConfig, words: bytes | None) -> ScoringEngine:
         import torch
 
-        torch.set_num_threads(config.scorer.threads if config.scorer.deterministic else self._threads)
+        torch.set_num_threads(self._threads)
         return self._engines.get(config, words)
 
 

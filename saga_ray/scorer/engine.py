@@ -294,10 +294,7 @@ class ScoringEngine:
     @property
     def knows_right_verdicts(self) -> bool:
         """Whether an expected reward can put the right verdict in the place of the written one; it would be 0 otherwise."""
-        if self.template is not None:
-            return True
-        tokenizer = self.mllm.tokenizer
-        return self._judge.can_correct_verdicts(lambda text: tokenizer.encode(text, add_special_tokens=False))
+        return self.template is not None or self._judge.can_correct_verdicts()
 
     def _check_verdicts(self) -> None:
         if self.config.grpo.reward == "expected" and not self.knows_right_verdicts:

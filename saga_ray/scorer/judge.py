@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from saga_ray.mllm.answers import NONE, Answer, parse_answer, tokens_of_span
+from saga_ray.mllm.answers import NONE, Answer, parse_answer, tokens_between
 from saga_ray.mllm.sampling import Completions
 from saga_ray.mllm.text import TokenTexts
 from saga_ray.scorer.signals import Verdicts
@@ -61,7 +61,7 @@ class Judge:
         if answer.spans:
             ends = self.token_texts.ends([i for i in ids if i >= 0][:-1])
             for span in answer.spans:
-                tokens[span.image].update(tokens_of_span(ends, span))
+                tokens[span.image].update(tokens_between(ends, span.start, span.stop))
         return sorted(tokens[0]), sorted(tokens[1])
 
     def verdicts(self, completions: Completions, answers: list[Answer], same_P: Sequence[bool]) -> Verdicts:
@@ -87,11 +87,11 @@ class Judge:
             torch.tensor(places, device=device), torch.tensor(padded, device=device).view(len(answers), widest)
         )
 
-    def can_correct_verdicts(self, encode: Callable[[str], list[int]]) -> bool:
+    def can_correct_verdicts(self) -> bool:
         """True if each verdict of a freely written answer can be put in the other's place, token by token."""
         for verdict, other in (("yes", "no"), ("no", "yes")):
             text = f'{{"{self.verdict_key}":"{verdict}"}}'
-            ids = self._readable_end(encode(text), text)
+            ids = self._readable_end(self.token_texts.encode(text), text)
             start = self.token_texts.decode(ids).rfind(verdict)
             if start < 0 or self.token_texts.with_word(ids, start, start + len(verdict), other) is None:
                 return False

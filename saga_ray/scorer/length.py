@@ -9,10 +9,10 @@ from transformers import PreTrainedTokenizerBase
 
 from saga_ray.config import RunConfig
 from saga_ray.encoder.build import token_grid
-from saga_ray.mllm.families import family_named
-from saga_ray.mllm.loading import load_config, load_tokenizer
+from saga_ray.mllm.families import Family, family_named
+from saga_ray.mllm.loading import load_tokenizer
 from saga_ray.mllm.prompt import Prompt, prompt_ids, prompt_texts
-from saga_ray.model_folder import model_folder
+from saga_ray.model_folder import load_config, model_folder
 from saga_ray.scorer.prompt import longest_answer, run_prompt
 
 
@@ -26,6 +26,9 @@ class PromptWords:
     """Of these, without what stands for the images' own tokens."""
     num_closing: int
     """Tokens of an image that the encoder does not give (LLaVA-OneVision's newline)."""
+    family: Family
+    longest: int | None
+    """Positions that the MLLM was made for."""
 
 
 def prompt_words(prompt: Prompt, folder: Path, tokenizer: PreTrainedTokenizerBase) -> PromptWords:
@@ -38,7 +41,8 @@ def prompt_words(prompt: Prompt, folder: Path, tokenizer: PreTrainedTokenizerBas
     family = family_named(config.model_type)
     texts = prompt_texts(prompt, tokenizer, family.marks(config, tokenizer))
     before, between, after = map(len, prompt_ids(tokenizer, texts, config.image_token_id))
-    return PromptWords(texts, (before, between, after), len(family.closing_ids(config)))
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return PromptWords(texts, (before, between, after), len(family.closing_ids(config)), family, longest)
 
 
 def check_prompt_fits(config: RunConfig) -> None:
@@ -48,11 +52,9 @@ def check_prompt_fits(config: RunConfig) -> None:
         ValueError: the sentence.
     """
     prompt, folder = run_prompt(config), model_folder(config.mllm.path, config.mllm.revision)
-    words, of_mllm = prompt_words(prompt, folder, load_tokenizer(folder)), load_config(folder)
-    num_text = sum(words.num_tokens) + 2 * words.num_closing
-    positions = family_named(of_mllm.model_type).num_positions(num_text, token_grid(config))
-    longest = getattr(of_mllm.get_text_config(), "max_position_embeddings", None)
-    check_length(positions, longest_answer(prompt, config), longest, folder)
+    words = prompt_words(prompt, folder, load_tokenizer(folder))
+    positions = words.family.num_positions(sum(words.num_tokens) + 2 * words.num_closing, token_grid(config))
+    check_length(positions, longest_answer(prompt, config), words.longest, folder)
 
 
 def check_length(num_positions: int, max_new_tokens: int, longest: int | None, folder: Path) -> None:

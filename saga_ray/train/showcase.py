@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,22 +118,29 @@ def ask_about_files(config: RunConfig, first: str | Path, second: str | Path) ->
     scorer = LocalScorer(build_engine(config))
     quiet = ScoreOptions(gradient=False, attention=False)
     said = scorer.score(ScoreRequest(config.seed, 0, pairs, tokens, quiet))
-    probabilities = [0.0] * len(said.texts_PG[0])
-    if scorer.engine.knows_right_verdicts:
-        # An expected reward is the probability of the right verdict, and "yes" is right for one class.
-        expecting = with_override(with_override(config, "grpo.top_p", 1.0), "grpo.reward", "expected")
-        again = ScoringEngine(scorer.engine.mllm, scorer.engine.prompt, expecting)
-        judged = LocalScorer(again).score(ScoreRequest(config.seed, 0, pairs, tokens, quiet, answers=said.texts_PG))
-        probabilities = judged.rewards_PG[0].tolist()
-    known = zip(probabilities, said.verdicts_PG[0].tolist(), strict=True)
+    told = ScoreRequest(config.seed, 0, pairs, tokens, quiet, answers=said.texts_PG)
     return Asked(
         images_NHWC,
         said.texts_PG[0],
         tuple(said.verdicts_PG[0].tolist()),
-        tuple(p if verdict >= 0 and p > 0 else None for p, verdict in known),
+        _same_probabilities(scorer.engine, config, told, said.verdicts_PG[0].tolist()),
         _attention(scorer, pairs, tokens, said)[0],
         tokens.grid_hw,
     )
+
+
+def _same_probabilities(
+    engine: ScoringEngine, config: RunConfig, told: ScoreRequest, verdicts: Sequence[int]
+) -> tuple[float | None, ...]:
+    """Of "yes" in place of each given answer's verdict: an expected reward is the probability of the right one, and the
+    request calls its one pair the same class.
+    """
+    if not engine.knows_right_verdicts:
+        return (None,) * len(verdicts)
+    expecting = with_override(with_override(config, "grpo.top_p", 1.0), "grpo.reward", "expected")
+    judged = LocalScorer(ScoringEngine(engine.mllm, engine.prompt, expecting)).score(told)
+    known = zip(judged.rewards_PG[0].tolist(), verdicts, strict=True)
+    return tuple(p if verdict >= 0 and p > 0 else None for p, verdict in known)
 
 
 def _tokens(encoder: Encoder, images_NHWC: np.ndarray) -> VisualTokens:

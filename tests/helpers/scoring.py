@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from saga_ray.config import RunConfig
 from saga_ray.configure import resolve
 from saga_ray.scorer.engine import ScoringEngine
-from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, VisualTokens
+from saga_ray.types import ImagePair, ScoreOptions, ScoreRequest, ScoreResult, VisualTokens
 
 
 def small_run_config(folder: str | Path, **overrides: Any) -> RunConfig:
@@ -44,10 +45,17 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
-def assert_gradient_is_the_derivative(engine: ScoringEngine, request: ScoreRequest) -> None:
-    """Of the summed loss of the first pair, against central differences: independent of any autograd."""
+def assert_gradient_is_the_derivative(
+    engine: ScoringEngine, request: ScoreRequest, value: Callable[[ScoreResult], float] | None = None, rel: float = 1e-7
+) -> None:
+    """Of the first pair's tokens, against central differences of `value`: independent of any autograd.
+
+    Args:
+        value: What was differentiated, from what is found at moved tokens; by default the summed loss of sampled rewards.
+    """
     result, pair = engine.score(request), request.pairs[0]
     grad = result.token_grads_P2LTD[0]
+    value = value or (lambda moved: -float((moved.log_probs_PG * result.advantages_PG).sum()))
     direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
     def loss(step: float) -> float:
@@ -55,7 +63,7 @@ def assert_gradient_is_the_derivative(engine: ScoringEngine, request: ScoreReque
         tokens[pair.first] += step * direction[0]
         tokens[pair.second] += step * direction[1]
         moved = replace(request, tokens=replace(request.tokens, tokens_NLTD=tokens))
-        return -float((engine.score(moved).log_probs_PG * result.advantages_PG).sum())
+        return value(engine.score(moved))
 
     numeric = (loss(1e-5) - loss(-1e-5)) / 2e-5
-    assert numeric == pytest.approx(float((grad * direction).sum()), rel=1e-7)
+    assert numeric == pytest.approx(float((grad * direction).sum()), rel=rel)

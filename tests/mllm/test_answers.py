@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saga_ray.mllm.answers import Span, parse_answer, tokens_of_span
+from saga_ray.mllm.answers import parse_answer, tokens_between
 
 KEY = "same_species"
 words = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), max_size=12)
@@ -186,7 +186,9 @@ def test_sub_words_of_a_value_are_the_tokens_that_share_a_character_with_it(
     ends = [*sorted(cuts), len(text)]
     token_of = [next(token for token, end in enumerate(ends) if place < end) for place in range(len(text))]
     for span in parse_answer(text, KEY).spans:
-        assert tokens_of_span(ends, span) == sorted({token_of[place] for place in range(span.start, span.stop)})
+        assert tokens_between(ends, span.start, span.stop) == sorted(
+            {token_of[place] for place in range(span.start, span.stop)}
+        )
 
 
 def test_a_repeated_attribute_counts_with_its_last_value_and_an_omitted_one_not_at_all() -> None:
@@ -204,6 +206,6 @@ def test_lists_and_numbers_describe_and_null_does_not() -> None:
 
 def test_a_token_belongs_to_a_span_if_it_holds_one_of_its_characters() -> None:
     ends = [3, 3, 7, 10, 12]  # the second token is empty
-    assert tokens_of_span(ends, Span(0, "bill", 4, 8)) == [2, 3]
-    assert tokens_of_span(ends, Span(0, "bill", 3, 7)) == [2]
-    assert tokens_of_span(ends, Span(0, "bill", 0, 12)) == [0, 2, 3, 4]
+    assert tokens_between(ends, 4, 8) == [2, 3]
+    assert tokens_between(ends, 3, 7) == [2]
+    assert tokens_between(ends, 0, 12) == [0, 2, 3, 4]

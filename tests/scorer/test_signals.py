@@ -18,7 +18,7 @@ from saga_ray.scorer.local import build_engine
 from saga_ray.scorer.signals import lesson
 from saga_ray.scorer.wire import request_from_arrays, request_to_arrays, result_from_arrays, result_to_arrays
 from saga_ray.types import ScoreOptions, ScoreRequest, VisualTokens
-from tests.helpers.scoring import relative, small_request, small_run_config
+from tests.helpers.scoring import assert_gradient_is_the_derivative, relative, small_request, small_run_config
 from tests.helpers.small_mllm import small_answer
 
 TAUGHT = (small_answer("hooked", "plain", "straight", "barred", "no"),)
@@ -197,19 +197,7 @@ def test_a_lesson_without_answers_is_refused_in_a_sentence(engines: dict[str, Sc
 
 
 def test_a_lesson_is_the_derivative_of_its_loss(engines: dict[str, ScoringEngine]) -> None:
-    request = request_of("lesson", 1)
-    result = engines["lesson"].score(request)
-    grad, pair = result.token_grads_P2LTD[0], request.pairs[0]
-    direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-    def loss(step: float) -> float:
-        tokens = request.tokens.tokens_NLTD.clone()
-        tokens[pair.first] += step * direction[0]
-        tokens[pair.second] += step * direction[1]
-        moved = replace(request, tokens=replace(request.tokens, tokens_NLTD=tokens))
-        return float(engines["lesson"].score(moved).loss_P[0])
-
-    assert (loss(1e-5) - loss(-1e-5)) / 2e-5 == pytest.approx(float((grad * direction).sum()), rel=1e-7)
+    assert_gradient_is_the_derivative(engines["lesson"], request_of("lesson", 1), lambda moved: float(moved.loss_P[0]))
 
 
 def test_a_reference_that_is_the_policy_itself_pulls_nowhere(engines: dict[str, ScoringEngine]) -> None:

@@ -18,9 +18,9 @@ from saga_ray.mllm.text import TokenTexts
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.judge import Judge
 from saga_ray.scorer.local import build_engine
-from saga_ray.types import ScoreRequest, VisualTokens
+from saga_ray.types import ScoreRequest
 from tests.helpers.published import sentencepiece_tokenizer
-from tests.helpers.scoring import relative, small_request, small_run_config
+from tests.helpers.scoring import assert_gradient_is_the_derivative, relative, small_request, small_run_config
 from tests.helpers.small_mllm import small_answer, small_tokenizer
 
 SAID = {word: small_answer("hooked", "plain", "straight", "barred", word) for word in ("yes", "no")}
@@ -81,18 +81,11 @@ def test_the_gradient_of_such_a_reward_equals_its_naive_twin_and_its_derivative(
     ours, theirs = engine.score(request), twin.score(request)
     assert relative(ours.token_grads_P2LTD, theirs.token_grads_P2LTD) < 1e-10
     # All answers begin alike, so nothing but the verdict weighs: the gradient is that of p times -(G - 1) / G / sd, summed.
-    grad, p = ours.token_grads_P2LTD[0], ours.rewards_PG[0, 0]
+    p = ours.rewards_PG[0, 0]
     factor = -0.5 / (p * (1 - p)).sqrt()
-    direction = torch.randn(grad.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-
-    def reward(step: float) -> float:
-        tokens = request.tokens.tokens_NLTD.clone()
-        tokens[request.pairs[0].first] += step * direction[0]
-        tokens[request.pairs[0].second] += step * direction[1]
-        return float(engine.score(replace(request, tokens=VisualTokens(tokens, (2, 2)))).rewards_PG[0].sum())
-
-    numeric = float(factor) * (reward(1e-5) - reward(-1e-5)) / 2e-5
-    assert numeric == pytest.approx(float((grad * direction).sum()), rel=1e-6)
+    assert_gradient_is_the_derivative(
+        engine, request, lambda moved: float(factor * moved.rewards_PG[0].sum()), rel=1e-6
+    )
 
 
 def test_template_verdicts_of_several_tokens_are_yes_or_no(engine: ScoringEngine) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -78,8 +79,8 @@ class FolderSource:
             ) from None
 
 
-class StoredImages:
-    """What sources share whose images are bytes inside larger files: below it stand `read`, `length_N`, `names` and `place_of`."""
+class StoredImages(ABC):
+    """What sources share whose images are bytes inside larger files."""
 
     length_N: np.ndarray
     """Bytes of each image."""
@@ -89,13 +90,13 @@ class StoredImages:
     cut_bottom: int
     draft: bool
 
+    @abstractmethod
     def read(self, row: int) -> bytes:
         """The bytes of an image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place_of(self, row: int) -> str:
         """The file that holds an image, below the root."""
-        raise NotImplementedError
 
     def size_of(self, row: int) -> int:
         """Number of its bytes."""

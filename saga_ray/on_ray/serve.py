@@ -169,6 +169,7 @@ def alive_jobs() -> set[str]:
 
 def deploy(config: RunConfig, cluster: Cluster, name: str, *, warm: bool, standing: bool = False) -> None:
     """Hand an application to Serve, which starts its replicas; `warm` and `standing` as for `scorer_app`."""
+    hush()  # Serve sets its own level when it is imported
     if not serve_is_running():
         serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
     app = scorer_app(
@@ -210,7 +211,7 @@ def end_app(name: str, keep_serve: bool) -> None:
     """Delete an application, if the cluster is still there."""
     if not ray.is_initialized() or not serve_is_running():
         return
-    hush()  # Serve sets its own level when it is started
+    hush()  # Serve sets its own level when it is imported
     serve.delete(name)
     # Serve itself goes too if it came with us and nobody else moved in meanwhile.
     if not keep_serve and not serve.status().applications:

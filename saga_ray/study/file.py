@@ -51,7 +51,7 @@ class Tuning(Config):
     """Points of every row; the first is what the file says, the others are drawn before the study begins."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     """Runs of every point; their mean counts."""
-    metric: Literal[METRICS] = "recall@1"  # type: ignore[valid-type]
+    metric: Literal[METRICS] = "recall@1"  # type: ignore[valid-type] # names in one place; checkers want them written out
     split: Literal["validation"] = "validation"
     """Test classes are not for choosing."""
     stop: tuple[float, ...] = ()

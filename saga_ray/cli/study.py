@@ -142,7 +142,8 @@ def study_from_file(
         from saga_ray.study.page import write_page
 
         uri, text = write_page(study, planner, records, shell_quoted(*again))
-        result(text)
+        if text:
+            result(text)
         say(f"The page: {uri}")
 
 

@@ -30,8 +30,10 @@ def write_page(study: Study, planner: Planner, records: Records, command: str) -
         Where the page lies, and its tables.
     """
     tables = [block_table(study, planner, block, records.get) for block in study.blocks]
+    # What nothing is known of stands in the list of what is open, not as a table of dashes.
+    tables = [table for table in tables if any(line.means for line in table.lines)]
     texts = [_block(study, table, command) for table in tables]
-    scores = {table.block.name: block_picture(study, table) for table in tables if _has_picture(table)}
+    scores = {table.block.name: block_picture(study, table) for table in tables if table.block.table == "rows"}
     others = [*trial_pictures(study, planner, records), *why_pictures(study, planner, records)]
     for picture in (*scores.values(), *others):
         records.folder.write(f"{picture.name}.png", to_png(picture.figure))
@@ -51,10 +53,6 @@ def write_page(study: Study, planner: Planner, records: Records, command: str) -
     return records.folder.child(PAGE).uri, "\n\n".join(texts)
 
 
-def _has_picture(table: Table) -> bool:
-    return table.block.table == "rows" and any(line.means for line in table.lines)
-
-
 def _shown(picture: Picture) -> str:
     return f"![{picture.name}]({picture.name}.png)"
 
@@ -70,9 +68,12 @@ def _block(study: Study, table: Table, command: str) -> str:
         parts.append(_worlds_table(study, table))
     else:
         for world in worlds:
+            lines = [line for line in table.lines if line.world == world]
             parts += [f"World {world}:"] if len(worlds) > 1 else []
-            parts += [_scores_table(study, table, world), *_differences_table(table, world)]
-    parts.append(_best_words(table))
+            if known := [line for line in lines if line.means]:
+                parts += [_scores_table(study, known), *_differences_table(table, world)]
+            parts.append(_not_begun(lines))
+    parts.append(_best_words(study, table))
     return "\n\n".join(part for part in parts if part)
 
 
@@ -83,25 +84,29 @@ def _tuned(study: Study, block: Block) -> str:
     return f"values chosen by trials in world {tuned[0]} at budget {tuned[1]}"
 
 
-def _best_words(table: Table) -> str:
+def _not_begun(lines: Sequence[Line]) -> str:
+    rows = [line.row for line in lines if not line.means]
+    return f"Not run yet: {', '.join(rows)}." if rows else ""
+
+
+def _best_words(study: Study, table: Table) -> str:
     if not table.best:
+        kinds = {study.rows[row].kind for row in table.block.rows}
+        if len(table.block.rows) == 1 or not kinds & {"baseline", "control"}:
+            return ""
         return "No best baseline or control is named: their trials on validation classes have not all ended."
     named = " and ".join(f"the best {kind} is {row}" for kind, row in table.best.items())
     return f"By validation classes {named}."
 
 
-def _scores_table(study: Study, table: Table, world: str) -> str:
+def _scores_table(study: Study, lines: Sequence[Line]) -> str:
     heads = ["row", "kind", "seeds", *(score_title(score) for score in SCORES), "steps", "seconds", "scorer tokens"]
-    lines = [line for line in table.lines if line.world == world]
-    lines = sorted(lines, key=lambda line: -line.means.get(SCORES[0], -1.0))
     rows = []
-    for line in lines:
-        seeds = (
-            str(len(line.seeds)) if len(line.seeds) == line.num_wanted else f"{len(line.seeds)} of {line.num_wanted}"
-        )
-        cost = [f"{line.steps:.0f}", f"{line.seconds:.0f}", f"{line.scorer_tokens:,.0f}"] if line.means else ["-"] * 3
-        scores = [_score(line, score) for score in SCORES]
-        rows.append([line.row, study.rows[line.row].kind, seeds, *scores, *cost])
+    for line in sorted(lines, key=lambda line: -line.means[SCORES[0]]):
+        num = len(line.seeds)
+        seeds = str(num) if num == line.num_wanted else f"{num} of {line.num_wanted}"
+        cost = [f"{line.steps:.0f}", f"{line.seconds:.0f}", f"{line.scorer_tokens:,.0f}"]
+        rows.append([line.row, study.rows[line.row].kind, seeds, *(_score(line, score) for score in SCORES), *cost])
     return _markdown(heads, rows)
 
 
@@ -134,8 +139,6 @@ def _pair(line: Line) -> str:
 
 
 def _score(line: Line, score: str) -> str:
-    if not line.means:
-        return "-"
     low, high = line.intervals[score]
     return f"{100 * line.means[score]:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
@@ -164,10 +167,13 @@ def _chosen(study: Study, planner: Planner, records: Records) -> list[str]:
         for row in names:
             choice = planner.choice(row, block, records.get)
             scores = _trial_scores(planner, row, block, records)
+            if set(scores) == {"open"}:
+                continue
             chosen = "open" if choice is None else _values(choice.values)
             best = "-" if choice is None else f"{100 * choice.score:.1f}"
             rows.append([row, chosen, best, scores[0], " ".join(scores)])
-        parts.append(f"## Chosen values, world {world}, budget {budget}\n\n" + _markdown(heads, rows))
+        if rows:
+            parts.append(f"## Chosen values, world {world}, budget {budget}\n\n" + _markdown(heads, rows))
     return parts
 
 

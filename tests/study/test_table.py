@@ -105,11 +105,24 @@ def test_the_page_shows_tables_choices_and_what_is_open(tmp_path: Path) -> None:
     assert page.count("\n| saga | method | 2 | 6") == 1
     assert "| saga | pf (best baseline) | +6.0 [" in page
     assert "`saga-ray study mine.yaml --block main`" in page
-    assert "- later: 5 of 8 runs" in page  # pf has its trials already
+    assert "- later: 5 of 8 runs" in page and "## later" not in page  # pf has its trials already
     assert "| saga | as the file says it | 73.5 | 73.5 | 73.5 73.5 73.5 |" in page
     for picture in ("scores-main", "trials-home-paper"):
         assert f"({picture}.png)" in page and (Path(where).parent / f"{picture}.png").stat().st_size > 5000
     assert len(page) < 6000
+
+
+def test_rows_without_a_run_are_named_in_a_sentence(tmp_path: Path) -> None:
+    blocks = [{"name": "main", "rows": ["pf", "pa", "saga"]}]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    run_study(planner, records, FakeHands(1, by_row), Lines())
+    for task in planner.plan(records.get).tasks:
+        if task.row == "saga":
+            records.folder.delete(f"{task.name}.json")
+    records.refresh()
+    where, tables = write_page(study, planner, records, "saga-ray study mine.yaml")
+    assert "\n| pf | baseline | 1 |" in tables and "| saga |" not in Path(where).read_text(encoding="utf-8")
+    assert "Not run yet: saga." in tables
 
 
 def test_a_table_of_worlds_shows_what_there_is_to_win(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def naming_bars(records: Labelled) -> Figure:
     rows = _by_label(records)
     before = _mean_of([record["before"]["attributes"] for _, record in records])
     after = {label: _mean_of([each["after"]["attributes"] for each in members]) for label, members in rows.items()}
-    return _grouped_bars({"before training": before} | after, "attributes named rightly, in percent")
+    return _grouped_bars({"before training": before} | after, "named rightly, percent")
 
 
 def probe_bars(records: Labelled) -> Figure:
@@ -46,7 +46,7 @@ def probe_bars(records: Labelled) -> Figure:
         for label, members in rows.items()
     }
     chance = _mean_of([each["chance"] for each in found])
-    return _grouped_bars({"before training": before} | after, "attributes read by a linear probe, in percent", chance)
+    return _grouped_bars({"before training": before} | after, "read by a linear probe, percent", chance)
 
 
 def _by_label(records: Labelled) -> dict[str, list[Mapping[str, Any]]]:
@@ -101,14 +101,18 @@ def reward_and_verdicts(runs: Sequence[CurveRun]) -> Figure:
         ("validation/naming", "attributes named rightly, validation classes"),
     )
 
+    looks = {key: (words, color, dash) for (key, words), color, dash in zip(lines, COLORS, DASHES, strict=False)}
+
+    def known(run: CurveRun) -> list[str]:
+        return [key for key in looks if curve_points(run, key)[0].size]
+
     def draw(axes: Axes, run: CurveRun) -> None:
-        for (key, _), color, dash in zip(lines, COLORS, DASHES, strict=False):
-            draw_curve(axes, *curve_points(run, key), color, dash)
+        for key in known(run):
+            draw_curve(axes, *curve_points(run, key), *looks[key][1:])
         axes.set_ylim(-0.02, 1.02)
 
-    shown = [run for run in runs if any(curve_points(run, key)[0].size for key, _ in lines)]
-    names = [(words, color, dash) for (_, words), color, dash in zip(lines, COLORS, DASHES, strict=False)]
-    return _panels(shown, draw, names)
+    shown = [run for run in runs if known(run)]
+    return _panels(shown, draw, [looks[key] for key in looks if any(key in known(run) for run in shown)])
 
 
 def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
@@ -119,7 +123,7 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
     keys = list(dict.fromkeys(key for run in shown for key in _gradient_keys(run)))
     norms, cosines = [key for key in keys if "cosine" not in key], [key for key in keys if "cosine" in key]
     looks = {key: (COLORS[n % len(COLORS)], DASHES[n % len(DASHES)]) for n, key in enumerate(keys)}
-    names = [(key.removeprefix("gradient/").replace("/", " "), *looks[key]) for key in keys]
+    names = [(_gradient_words(key), *looks[key]) for key in keys]
 
     def draw_norms(axes: Axes, run: CurveRun) -> None:
         for key in norms:
@@ -131,11 +135,20 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
     def draw_cosines(axes: Axes, run: CurveRun) -> None:
-        for key in cosines:
+        known = [key for key in cosines if curve_points(run, key)[0].size]
+        for key in known:
             draw_curve(axes, *curve_points(run, key), *looks[key])
         axes.set_ylim(-1.03, 1.03)
+        axes.set_visible(bool(known))
 
     return _panels(shown, draw_norms, names, draw_cosines if cosines else None)
+
+
+def _gradient_words(key: str) -> str:
+    name = key.removeprefix("gradient/")
+    if name == "cosine":
+        return "cosine of grpo"
+    return f"cosine of {name.removeprefix('cosine_')}" if name.startswith("cosine_") else name
 
 
 def _gradient_keys(run: CurveRun) -> list[str]:

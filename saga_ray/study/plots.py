@@ -79,7 +79,7 @@ def why_pictures(study: Study, planner: Planner, records: Records) -> Iterator[P
         runs = [CurveRun(row, _lines(_first(found, row))) for row in dict.fromkeys(record.row for record in found)]
         yield Picture(f"naming-{block.name}", plots.naming_bars(looked), _NAMING)
         yield Picture(f"probes-{block.name}", plots.probe_bars(looked), _PROBES)
-        yield Picture(f"rewards-{block.name}", plots.reward_and_verdicts(runs), _REWARDS)
+        yield Picture(f"rewards-{block.name}", plots.reward_and_verdicts(_asked(records) or runs), _REWARDS)
         yield Picture(f"gradients-{block.name}", plots.gradient_curves(runs), _GRADIENTS)
         yield Picture(f"agreement-{block.name}", plots.zero_advantage_curves(runs), _AGREEMENT)
         yield Picture(f"drift-{block.name}", plots.drift_bars(looked), _DRIFT)
@@ -114,6 +114,12 @@ _LOOKS = (
 )
 
 
+def _asked(records: Records) -> list[CurveRun]:
+    """One run of every row whose runs asked the MLLM about validation classes as they went (`evaluation.watch_steps`)."""
+    found = {record.row: record for record in records.all() if "validation/verdict" in record.curves}
+    return [CurveRun(row, _lines(record)) for row, record in sorted(found.items())]
+
+
 def _first(records: Sequence[Record], row: str) -> Record:
     return next(record for record in records if record.row == row)
 
@@ -127,8 +133,10 @@ def _lines(record: Record) -> list[dict[str, float]]:
 
 
 def block_dots(study: Study, table: Table) -> Figure:
-    """One dot per row with its 95 % interval, R@1 left and MAP@R right, in the file's order; worlds below each other."""
-    lines = [line for line in table.lines if line.means]
+    """One dot per row with its 95 % interval, R@1 left and MAP@R right, the best above; worlds below each other."""
+    worlds = study.worlds_of(table.block)
+    known = [line for line in table.lines if line.means]
+    lines = sorted(known, key=lambda line: (worlds.index(line.world), -line.means[SCORES[0]]))
     several = len({line.world for line in table.lines}) > 1
     names = [f"{line.row}, {line.world}" if several else line.row for line in lines]
     colors = [_OF_KIND[study.rows[line.row].kind] for line in lines]

@@ -405,13 +405,16 @@ def test_a_private_code_shows_as_reward_and_verdicts_that_part() -> None:
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["saga", "blind"]
     ends = [line.get_ydata()[-1] for line in figure.axes[0].lines]
     assert ends[-2:] == [0.6, 0.7]
+    assert len(figure.legends[0].get_texts()) == 3
+    figure = plots.reward_and_verdicts([curve("blind", validation=False)])
+    assert len(figure.legends[0].get_texts()) == 1, "what nobody logged is not in the legend"
 
 
 def test_gradients_are_those_at_the_tokens_and_cosines_stand_below() -> None:
     figure = plots.gradient_curves([curve("saga"), curve("other")])
     assert len(figure.axes) == 4 and figure.axes[0].get_yscale() == "log" and figure.axes[1].get_ylim() == (-1.03, 1.03)
     names = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert names == ["metric", "grpo", "consensus", "cosine"]
+    assert names == ["metric", "grpo", "consensus", "cosine of grpo"]
 
 
 def test_every_plot_is_drawn_also_of_nothing(record: dict) -> None:

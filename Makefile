@@ -24,7 +24,7 @@ demo-folder: setup ## Own pictures: flags as drawn by several icon projects, in 
 	@.venv/bin/python -m saga_ray.data.flags runs/flags
 	@$(SAGA) study folder --data-root runs/flags --runs runs/demo-folder
 
-test: setup ## Run the tests, without the slow ones (at most 15 minutes)
+test: setup ## Run the tests, without the slow ones (about 20 minutes on 2 cores)
 	@$(TEST_ENV) .venv/bin/python -m pytest -m "not slow"
 
 test-all: setup ## Run every test (at most 60 minutes)

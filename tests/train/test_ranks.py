@@ -40,7 +40,12 @@ def _assert_equal(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method, metric", [("saga", "potential-field"), ("saga+consensus", "potential-field"), ("infonce", "infonce")]
+    "method, metric",
+    [
+        pytest.param("saga", "potential-field", marks=pytest.mark.slow),
+        ("saga+consensus", "potential-field"),
+        ("infonce", "infonce"),
+    ],
 )
 def test_two_ranks_equal_one(mllm: Path, tmp_path: Path, method: str, metric: str) -> None:
     config = _config(mllm, method, metric)

@@ -79,13 +79,19 @@ def model_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing."""
+    """`; did you mean 'x'?`, or what its section holds, or nothing."""
     known = list(known)
-    hits = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if not hits:  # the right leaf under the wrong branch
-        leaves = [key for key in known if key.rsplit(".", 1)[-1] == word.rsplit(".", 1)[-1]]
-        hits = leaves[:1]
-    return f"; did you mean '{hits[0]}'?" if hits else ""
+    section, _, leaf = word.rpartition(".")
+    inside = {key.rpartition(".")[2]: key for key in known if section and key.rpartition(".")[0] == section}
+    if inside:
+        hits = [inside[name] for name in difflib.get_close_matches(leaf, inside, n=1, cutoff=0.6)]
+    else:
+        hits = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    # The right leaf under the wrong branch.
+    hits = hits or [key for key in known if key.rpartition(".")[2] == leaf]
+    if hits:
+        return f"; did you mean '{hits[0]}'?"
+    return f"; {section} has {', '.join(inside)}" if inside else ""
 
 
 def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 OWN_PROMPT = "saga_prompt.yaml"
 """File of a folder that brings its own vocabulary and template."""
-ELSEWHERE = "name a local folder with --set mllm.path=DIR, or use --recipe demo"
+ELSEWHERE = "name a local folder with --set mllm.path=DIR"
 HUB_TIMEOUT_S = 10.0
 
 
@@ -77,6 +77,7 @@ def _fetched(repo: str, revision: str | None) -> Path:
     except HFValidationError:
         raise ValueError(f"mllm.path: {repo} is neither a folder nor a hub id; {ELSEWHERE}") from None
     except (HTTPError, OSError) as error:
+        reason = "HF_HUB_OFFLINE is set" if "HF_HUB_OFFLINE" in str(error) else first_line(error)
         raise ValueError(
-            f"mllm.path: the hub model {repo} at {revision} cannot be reached ({first_line(error)}); {ELSEWHERE}"
+            f"mllm.path: the hub model {repo} at {revision} cannot be reached ({reason}); {ELSEWHERE}"
         ) from None

@@ -106,9 +106,11 @@ def _measured(size: Size, name: str, shape: WorkShape, ends: float, progress: Pr
             report["trl"] = {"absent": str(reason)}
         rounds, rates = _rounds(size, name, contenders, ends, progress)
     report |= _ratios(size, shape, rounds, rates)
-    progress.stage(f"{name}: gradients and memory")
+    progress.stage(f"{name}: gradient of the usual way")
     report["gradient_error"] = _gradient_error(work, result)
+    progress.stage(f"{name}: answers in deterministic mode")
     report["differing_completions"] = _differing(size, shape, work)
+    progress.stage(f"{name}: memory of both, in processes of their own")
     report |= _memory(size, name)
     return report
 

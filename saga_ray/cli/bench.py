@@ -18,11 +18,13 @@ def command() -> None:
     """Measure what this machine reaches, beside others and beside the limit."""
 
 
-def _bench(name: str, quick: str, show: Callable[[Report], None]) -> Callable[[Callable[[], tuple]], click.Command]:
+def _bench(
+    name: str, short: str, quick: str, show: Callable[[Report], None]
+) -> Callable[[Callable[[], tuple]], click.Command]:
     """A bench's command, from a function that imports (full size, quick size, bench) and whose docstring is the help."""
 
     def made(load: Callable[[], tuple]) -> click.Command:
-        @command.command(name, help=load.__doc__)
+        @command.command(name, help=load.__doc__, short_help=short)
         @click.option("--json", "as_json", is_flag=True, help="Print everything that was measured, as JSON.")
         @click.option(
             "--quick", "is_quick", is_flag=True, help=f"{quick}: shows that it works, measures nothing of interest."
@@ -62,7 +64,7 @@ def _show_data(report: Report) -> None:
         result(f"memory, {name:3} files    " + ("not measured here" if mb is None else f"{mb:.0f} MB"))
 
 
-@_bench("data", "A few small pictures", _show_data)
+@_bench("data", "Photographs to micro-batches, a second.", "A few small pictures", _show_data)
 def data() -> tuple:
     """Decode photographs with torch's DataLoader, with the stream of a run, and in a bare loop on all cores.
 
@@ -84,7 +86,7 @@ def _show_serve(report: Report) -> None:
     result(f"overhead of Ray Serve {100 * report['overhead']:.1f} % ({1000 * report['overhead_s']:.0f} ms)")
 
 
-@_bench("serve", "Two requests", _show_serve)
+@_bench("serve", "What Ray Serve costs beside asking here.", "Two requests", _show_serve)
 def serve() -> tuple:
     """Ask the demo MLLM the same in this process and behind Ray Serve, in turn.
 
@@ -107,7 +109,7 @@ def _show_signals(report: Report) -> None:
         )
 
 
-@_bench("signals", "A few pairs and groups", _show_signals)
+@_bench("signals", "How noisy each signal's gradient is.", "A few pairs and groups", _show_signals)
 def signals() -> tuple:
     """Sample answers about the same pairs again and again: how much does the gradient of every signal vary?
 
@@ -139,7 +141,7 @@ def _show_scorer(report: Report) -> None:
             result(f"  TRL: {found['trl']['absent']}")
 
 
-@_bench("scorer", "A tiny model", _show_scorer)
+@_bench("scorer", "Pairs to token gradients, beside TRL.", "A tiny model", _show_scorer)
 def scorer() -> tuple:
     """Turn pairs into token gradients with the scorer, with its public twin and with TRL, and compare with the products' rate.
 

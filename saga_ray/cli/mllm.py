@@ -12,6 +12,7 @@ from saga_ray.cli.terminal import result, say
 from saga_ray.storage import Storage
 
 if TYPE_CHECKING:
+    from saga_ray.config import RunConfig
     from saga_ray.train.showcase import Asked
 
 
@@ -21,8 +22,7 @@ def command() -> None:
 
 
 @command.command("try")
-@click.argument("first", metavar="A.jpg", type=click.Path(exists=True, dir_okay=False))
-@click.argument("second", metavar="B.jpg", type=click.Path(exists=True, dir_okay=False))
+@click.argument("words", metavar="[A.jpg B.jpg]", nargs=-1)
 @click.option("--dataset", default="demo", show_default=True, help="Whose prompt is used.")
 @click.option(
     "--answers", "num_answers", type=click.IntRange(2), default=4, show_default=True, help="How many to sample."
@@ -34,34 +34,73 @@ def command() -> None:
     help="Draw where the words of the first answer looked.",
 )
 @SET
-def try_(
-    first: str, second: str, dataset: str, num_answers: int, out: str | None, assignments: tuple[str, ...]
-) -> None:
+def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None, assignments: tuple[str, ...]) -> None:
     """Show A.jpg and B.jpg to the frozen MLLM through its own vision tower and print what it answers.
+
+    Without pictures the bundled MLLM is shown two neighbouring birds of the demo world, others for another `--set seed=1`.
 
     One line per answer: verdict, exact probability of "yes" after what that answer wrote before its verdict, text.
     """
+    # `--set a=1 b=2`: what follows stands where pictures do.
+    more = tuple(word for word in words if "=" in word and not Path(word).is_file())
+    files = tuple(word for word in words if word not in more)
+    if missing := [name for name in files if not Path(name).is_file()]:
+        raise ValueError(f"{missing[0]}: is no file; name two pictures")
+    if len(files) not in (0, 2):
+        raise ValueError(f"mllm try: {len(files)} pictures are named; give two, or none for two drawn birds")
     if out is not None and not out.lower().endswith(".png"):
         raise ValueError(f"--out {out}: is no name of a PNG file; let it end in .png")
     config = configuration(
         dataset,
-        assignments=assignments,
+        assignments=(*assignments, *more),
         shortcuts={"grpo.group_size": num_answers, "data.root": None if dataset == "demo" else "."},
     )
-    from saga_ray.train.showcase import ask_about_files
+    if not files and config.mllm.path is not None:
+        raise ValueError("mllm try: no picture is named; give two, A.jpg B.jpg")
+    import numpy as np
 
+    from saga_ray.data.pixels.images import decode
+
+    images = [
+        decode(name, config.data.image_size) for name in files
+    ]  # what cannot be read shows before anything is loaded
     say("Loading the MLLM ...")
-    asked = ask_about_files(config, first, second)
+    from saga_ray.train.showcase import ask_about, two_birds
+
+    asked = ask_about(config, np.stack(images) if files else two_birds(config))
     say(f"{'verdict':10}  {'P(yes)':>8}  answer")
     for text, verdict, probability in zip(asked.texts, asked.verdicts, asked.same_probabilities, strict=True):
         shown = "-" if probability is None else "<0.001" if probability < 0.001 else f"{probability:.3f}"
-        result(f"{ {1: 'same', 0: 'different', -1: 'no verdict'}[verdict]:10}  {shown:>8}  {text}")
-    if config.mllm.path is None:
+        result(f"{_VERDICTS[verdict]:10}  {shown:>8}  {text}")
+    _say_side_by_side(asked.texts[0], config)
+    if config.mllm.path is None and files:
         say(
-            "The bundled MLLM knows drawn birds only (`saga-ray data show demo`): of other pictures it says nothing that counts."
+            "The bundled MLLM knows drawn birds as they were drawn (`saga-ray mllm try` alone shows it two, "
+            "`saga-ray data show demo --set data.shift=0` many): of other pictures it says nothing that counts."
         )
     if out is not None:
-        _draw(asked, out, (first, second), config.alignment.layer_depth)
+        _draw(asked, out, files or ("bird 1", "bird 2"), config.alignment.layer_depth)
+
+
+_VERDICTS = {1: "same", 0: "different", -1: "no verdict"}
+
+
+def _say_side_by_side(text: str, config: RunConfig) -> None:
+    """The first answer's words about both pictures, attribute by attribute, if it described them."""
+    from saga_ray.mllm.answers import parse_answer
+    from saga_ray.scorer.prompt import run_prompt
+
+    first, second = parse_answer(text, run_prompt(config).verdict_key).descriptions(text)
+    names = list(dict.fromkeys([*first, *second]))
+    if not names:
+        return
+    rows = [("first answer", "picture 1", "picture 2")]
+    rows += [(name, first.get(name, "-"), second.get(name, "-")) for name in names]
+    wide, middle = (max(len(row[column]) for row in rows) for column in (0, 1))
+    say()
+    for name, one, two in rows:
+        mark = "  differs" if name in names and one != two else ""
+        say(f"{name:{wide}}  {one:{middle}}  {two}{mark}")
 
 
 @command.command("families")
@@ -74,7 +113,7 @@ def families() -> None:
     result(families_table(told))
 
 
-def _draw(asked: Asked, out: str, names: tuple[str, str], depth: float) -> None:
+def _draw(asked: Asked, out: str, names: tuple[str, ...], depth: float) -> None:
     """Both pictures, and both lit by the attention that they got."""
     from saga_ray.leaderboard.figures import to_png
     from saga_ray.leaderboard.plots import attention_figure
@@ -84,7 +123,7 @@ def _draw(asked: Asked, out: str, names: tuple[str, str], depth: float) -> None:
             f"--out {out}: the first answer describes nothing, so there is no attention to draw; try --set prompt.answers=template"
         )
     first, second = asked.images_NHWC
-    titles = tuple("/".join(Path(name).parts[-2:]) for name in names)
+    titles = ("/".join(Path(names[0]).parts[-2:]), "/".join(Path(names[1]).parts[-2:]))
     figure = attention_figure((first, second), asked.attention, asked.grid_hw, asked.texts[0], titles)
     target = Path(out).resolve()
     Storage.open(target.parent).write(target.name, to_png(figure))

@@ -46,8 +46,8 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     try:
         folder = model_folder(config.mllm.path, config.mllm.revision)
     except ValueError as error:
-        say(f"{error}. Shown without the model's chat template:")
-        prompt = prompt_in(config, None)
+        prompt = prompt_in(config, None)  # what is wrong with the vocabulary comes first
+        say(f"{error}. Until then shown without the model's chat template, and tokens are not counted:")
         result("\n\n".join([*request_text(prompt), "<image 1>", "<image 2>"]))
         return
     prompt = prompt_in(config, folder)
@@ -62,6 +62,21 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     result(f"{before}<image 1>{between}<image 2>{after}")
     for line in _token_counts(prompt, words, tokenizer, config):
         say(line)
+    if config.prompt.answers == "template":
+        say(f"\nAnswers: what stands in <> is drawn, all else is fed:\n{_template(config, prompt)}")
+
+
+def _template(config: RunConfig, prompt: Prompt) -> str:
+    """A template answer with gaps."""
+    from saga_ray.mllm.form import DIFFERENCES, AnswerForm
+
+    # The bundled MLLM knows whole answers only, in which the differences follow from the values.
+    form = AnswerForm(prompt, lists_differences=config.mllm.path is None and prompt.variant != "generic")
+    told = ""
+    for number, ((_, name), allowed) in enumerate(form.words.items()):
+        gap = " or ".join(allowed) if allowed and len(allowed) <= 2 else name
+        told += f"{form.text_before(number, {}, apart=['...'])}<{gap if name != DIFFERENCES else 'differences'}>"
+    return told + form.text_before(len(form.slots), {})
 
 
 def _token_counts(

@@ -43,11 +43,11 @@ def command(
     """Keep a frozen MLLM ready for several runs; each joins with the words that are printed, and leaves it running.
 
     On a cluster (RAY_ADDRESS, or a submitted job) the command returns when the service is ready. Otherwise it starts Ray
-    on this machine and stays until Ctrl-C or `saga-ray serve --stop NAME`.
+    on this machine and stays until Ctrl-C or `saga-ray serve --stop NAME` elsewhere, with the RAY_ADDRESS that it printed.
 
     \b
     saga-ray serve --dataset cub --mllm /models/Qwen3-VL-8B-Instruct --set resources.gpus_per_scorer=1 resources.max_scorers=4
-    saga-ray serve --stop saga-ray-scorer
+    RAY_ADDRESS=... saga-ray serve --stop saga-ray-scorer
     """
     # `--set a=1 b=2`: what follows stands where other verbs have their data set.
     _, more = split_words((dataset, *words), "data set")

@@ -41,7 +41,7 @@ class Lines:
 
     def __init__(self, stream: TextIO, every_s: float = EVERY_S, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._every_s, self._clock = stream, every_s, clock
-        self._began = clock()
+        self._began = self._stage_began = clock()
         self._last = -every_s
         self._pace = Pace(clock)
 
@@ -53,23 +53,27 @@ class Lines:
 
     def stage(self, text: str) -> None:
         """A new stage begins."""
-        print(f"[{self._clock() - self._began:5.0f} s] {text} ...", file=self._stream, flush=True)
+        self._stage_began = self._clock()
+        print(f"[{self._stage_began - self._began:5.0f} s] {text} ...", file=self._stream, flush=True)
         self._pace = Pace(self._clock)
+
+    def part(self, done: int, of: int) -> None:
+        """So many images of the stage are done; a stage that is short, and the end of one, needs no line."""
+        left_s = self._pace.seconds_left(done, of)
+        if done < of and self._clock() - max(self._last, self._stage_began) >= self._every_s:
+            self._line(f"{done} of {of} images", left_s)
 
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:
         """A step is done."""
         left_s = self._pace.seconds_left(step, num_steps)
-        now = self._clock()
-        if now - self._last < self._every_s and step < num_steps:
-            return
-        self._last = now
+        if step == num_steps or self._clock() - self._last >= self._every_s:
+            told = f": {text}" if (text := summary(metrics)) else ""
+            self._line(f"step {step}/{num_steps}{told}", left_s)
+
+    def _line(self, text: str, left_s: float | None) -> None:
+        self._last = self._clock()
         left = "" if left_s is None else f", about {left_s:.0f} s left"
-        told = f": {text}" if (text := summary(metrics)) else ""
-        print(
-            f"[{now - self._began:5.0f} s] step {step}/{num_steps}{told}{left}",
-            file=self._stream,
-            flush=True,
-        )
+        print(f"[{self._last - self._began:5.0f} s] {text}{left}", file=self._stream, flush=True)
 
 
 class Bar:
@@ -106,20 +110,20 @@ class Bar:
         self._pace = Pace()
         self._task = self._progress.add_task(text, total=None, steps="", summary="", left="")
 
+    def part(self, done: int, of: int) -> None:
+        """So many images of the stage are done."""
+        self._draw(done, of, "")
+
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:
         """A step is done."""
+        self._draw(step, num_steps, summary(metrics))
+
+    def _draw(self, done: int, of: int, told: str) -> None:
         if self._task is None:
             self.stage("training")
-        left_s = self._pace.seconds_left(step, num_steps)
+        left_s = self._pace.seconds_left(done, of)
         left = "" if left_s is None else f"{left_s:.0f} s left"
-        self._progress.update(
-            self._task,
-            total=num_steps,
-            completed=step,
-            steps=f"{step}/{num_steps}",
-            summary=summary(metrics),
-            left=left,
-        )
+        self._progress.update(self._task, total=of, completed=done, steps=f"{done}/{of}", summary=told, left=left)
 
     def _finish_stage(self) -> None:
         if self._task is None:

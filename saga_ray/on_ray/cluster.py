@@ -113,15 +113,20 @@ def _start(cpus: int, attempts: int = 3) -> None:
                 include_dashboard=True,
                 dashboard_host="127.0.0.1",
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.CRITICAL,  # what Ray says of a start that failed is in the error as well
             )
+            logging.getLogger("ray").setLevel(logging.ERROR)
             return
         except Exception as error:
             # Ray gives a node 30 s to start, which a busy laptop can miss; there is no setting for it.
-            is_slow = "timed out during startup" in str(error) or "dashboard.log" in str(error)
-            if not is_slow or attempt == attempts:
+            if not ("timed out during startup" in str(error) or "dashboard.log" in str(error)):
                 raise
             ray.shutdown()
+            if attempt == attempts:
+                raise ValueError(
+                    f"Ray did not start on this machine, {attempts} times in turn; it gives itself 30 s, which a busy machine can "
+                    f"miss: try again when less runs here (training and studies need no Ray with --local)"
+                ) from None
 
 
 def _join() -> None:

@@ -133,6 +133,8 @@ def train_group(
     def on_note(kind: str, note: Any) -> None:
         if kind == "stage":
             progress.stage(note)
+        elif kind == "part":
+            progress.part(*note)
         elif kind == "step":
             progress.step(*note)
         elif kind == "result":
@@ -244,6 +246,10 @@ class BulletinProgress:
     def stage(self, text: str) -> None:
         """Pin a new stage."""
         self._board.pin.remote("stage", f"{self._prefix}{text}")
+
+    def part(self, done: int, of: int) -> None:
+        """Pin how far the stage is."""
+        self._board.pin.remote("part", (done, of))
 
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:
         """Pin a finished step."""

@@ -116,6 +116,8 @@ def _search(
     def on_note(kind: str, note: Any) -> None:
         if kind == "stage":
             progress.stage(note)
+        elif kind == "part" and concurrent == 1:
+            progress.part(*note)
         elif kind == "step" and concurrent == 1:
             progress.step(*note)
 

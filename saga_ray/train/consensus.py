@@ -31,7 +31,17 @@ from saga_ray.mllm.prompt import Prompt, answer_text
 from saga_ray.storage import Storage
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import load_images
-from saga_ray.types import Dataset, ImagePair, MicroBatch, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
+from saga_ray.types import (
+    Dataset,
+    ImagePair,
+    MicroBatch,
+    OnProgress,
+    ScoreOptions,
+    Scorer,
+    ScoreRequest,
+    ScoreResult,
+    VisualTokens,
+)
 
 FIRST_READINGS = 6
 """Pictures of every class that are read before the first step."""
@@ -175,12 +185,12 @@ class Consensus:
         """True for the ceiling, whose words never change."""
         return self._config.consensus.source == "truth"
 
-    def begin(self, encoder: Encoder) -> None:
+    def begin(self, encoder: Encoder, on_images: OnProgress) -> None:
         """Before the first step: read some pictures of every class through the initial encoder."""
         if self.is_truth:
             self.shares = true_shares(self._dataset)
             return
-        self._read_some(encoder)
+        self._read_some(encoder, on_images)
         self._refresh()
         if not any(set(self._prompt.attributes) <= set(of_class) for of_class in self.shares.values()):
             raise ValueError(
@@ -285,7 +295,7 @@ class Consensus:
                 add_description(self.tally, label, said)
 
     @torch.no_grad()
-    def _read_some(self, encoder: Encoder) -> None:
+    def _read_some(self, encoder: Encoder, on_images: OnProgress) -> None:
         """Pairs of pictures of neighbouring classes in a fixed order; requests are shared among ranks."""
         table, size = self._dataset.train, self._config.data.image_size
         order = np.random.default_rng([self._config.seed, 22]).permutation(len(table))
@@ -310,6 +320,7 @@ class Consensus:
             options = ScoreOptions(gradient=False, attention=False)
             key = _FIRST_MICRO_BATCH + number
             result = self._scorer.score(ScoreRequest(self._config.seed, key, asked, tokens, options))
+            on_images(2 * (begin + len(part)), 2 * len(pairs))
             labels = [(int(table.labels_N[a]), int(table.labels_N[b])) for a, b in part]
             found += self._described(labels, result)
         self._add(found)

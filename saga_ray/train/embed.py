@@ -10,7 +10,7 @@ import torch
 from saga_ray.data.pixels.images import BrokenImageError
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.train.context import RunContext
-from saga_ray.types import ImageTable
+from saga_ray.types import ImageTable, OnProgress
 
 _CHUNKS_AT_ONCE = 256
 """Chunks whose embeddings are held while centroids are summed."""
@@ -26,12 +26,14 @@ def embed_table(
     *,
     skip_broken: bool = False,
     rows: Sequence[int] | None = None,
+    on_images: OnProgress | None = None,
 ) -> np.ndarray:
     """Embeddings (N, E), float32 or wider, of all images of a table or of some rows, on every rank.
 
     Args:
         chunk: images at once; chunk c is embedded by rank c modulo the number of ranks.
         skip_broken: give images that cannot be read the embedding 0, instead of an error.
+        on_images: told how many images are embedded, and of how many, as if all ranks were equally fast.
 
     Raises:
         BrokenImageError: naming the file.
@@ -44,6 +46,8 @@ def embed_table(
             images_NHWC, readable_N = load_images(table, here, image_size, skip_broken)
             part = encoder(torch.from_numpy(images_NHWC).to(context.device)).embedding_NE
             parts[start] = part * torch.from_numpy(readable_N).to(part)[:, None]
+            if on_images is not None:
+                on_images(min(start + chunk, len(rows)), len(rows))
     width = max(context.gather(max((part.shape[1] for part in parts.values()), default=0)))
     embeddings_NE = torch.zeros(len(rows), width, dtype=encoder.tower.dtype, device=context.device)
     for start, part in parts.items():
@@ -74,6 +78,7 @@ def embed_centroids(
     image_size: int,
     chunk: int,
     context: RunContext,
+    on_images: OnProgress | None = None,
 ) -> np.ndarray:
     """Mean embedding (C, E), float64, of every class over `rows_N`; unreadable images do not count.
 
@@ -83,7 +88,10 @@ def embed_centroids(
     step = chunk * _CHUNKS_AT_ONCE
     for start in range(0, len(rows_N), step):
         here_N = rows_N[start : start + step]
-        embeddings_NE = embed_table(encoder, table, image_size, chunk, context, skip_broken=True, rows=here_N)
+        told = None if on_images is None else lambda done, _, before=start: on_images(before + done, len(rows_N))
+        embeddings_NE = embed_table(
+            encoder, table, image_size, chunk, context, skip_broken=True, rows=here_N, on_images=told
+        )
         sums.add(embeddings_NE, table.labels_N[here_N])
     return sums.means()
 

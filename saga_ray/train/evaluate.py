@@ -20,7 +20,7 @@ from saga_ray.retrieval.metrics import PROTOCOL, retrieval_metrics
 from saga_ray.train.context import RunContext
 from saga_ray.train.embed import embed_table
 from saga_ray.train.run_folder import RunFolder
-from saga_ray.types import Dataset
+from saga_ray.types import Dataset, OnProgress
 
 logger = logging.getLogger(__name__)
 
@@ -34,19 +34,22 @@ def evaluate(
     *,
     pretraining: str,
     seconds: float,
+    on_images: OnProgress | None = None,
 ) -> tuple[Result, str] | None:
     """Embed the split of `evaluation.split`, measure, and store row, queries and encoder; rank 0 alone gets a result.
 
     Args:
         pretraining: identity of the initial weights, see `weights_id`.
         seconds: of the training before.
+        on_images: told how many images are embedded, and of how many.
 
     Returns:
         The row, and `added`, `identical` or `conflict` (another run of this key has other scores; its row stays).
     """
     table = dataset.split(config.evaluation.split)
     began = datetime.now(UTC)
-    embeddings_NE = embed_table(encoder, table, config.data.image_size, config.evaluation.batch_size, context)
+    size, chunk = config.data.image_size, config.evaluation.batch_size
+    embeddings_NE = embed_table(encoder, table, size, chunk, context, on_images=on_images)
     if context.rank:
         return None
     metrics = retrieval_metrics(

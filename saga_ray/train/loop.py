@@ -123,7 +123,9 @@ def train(
         elapsed = trainer.run_steps(batches) if trainer is not None else 0.0
         progress.stage(f"embedding {len(dataset.split(config.evaluation.split))} {config.evaluation.split} images")
         seconds = elapsed if steps > 0 else time.perf_counter() - began
-        found = evaluate(encoder, config, dataset, context, run, pretraining=pretraining, seconds=seconds)
+        found = evaluate(
+            encoder, config, dataset, context, run, pretraining=pretraining, seconds=seconds, on_images=progress.part
+        )
         if found is None:
             return None
         result, stored = found
@@ -300,7 +302,7 @@ class Trainer:
         else:
             self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
             began = time.perf_counter()
-            consensus.begin(self.model.encoder)
+            consensus.begin(self.model.encoder, self.progress.part)
             self.seconds += time.perf_counter() - began
         return consensus
 
@@ -323,9 +325,8 @@ class Trainer:
             return checkpoint.tensors["snapshot"]["class_centroids"].numpy()
         rows_N = snapshot_rows(table.labels_N, config.data.mining_images, config.seed)
         self.progress.stage(f"embedding {len(rows_N)} training images to find neighbouring classes")
-        return embed_centroids(
-            encoder, table, rows_N, config.data.image_size, config.evaluation.batch_size, self.context
-        )
+        size, chunk = config.data.image_size, config.evaluation.batch_size
+        return embed_centroids(encoder, table, rows_N, size, chunk, self.context, self.progress.part)
 
     def _freeze_unreached(self, encoder: Encoder, metric_loss: nn.Module | None) -> None:
         size = self.config.data.image_size

@@ -13,6 +13,10 @@ class Progress(Protocol):
         """A new stage begins, such as `embedding 1600 test images`."""
         ...
 
+    def part(self, done: int, of: int) -> None:
+        """So many images of the present stage are done."""
+        ...
+
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:
         """Step `step` of `num_steps` is done."""
         ...
@@ -22,6 +26,9 @@ class Silent:
     """Nobody watches."""
 
     def stage(self, text: str) -> None:
+        """Say nothing."""
+
+    def part(self, done: int, of: int) -> None:
         """Say nothing."""
 
     def step(self, step: int, num_steps: int, metrics: Mapping[str, float | str]) -> None:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from saga_ray.config import RunConfig
 from saga_ray.configure import with_override
-from saga_ray.data.pixels.images import decode
 from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.encoder.export import load_encoder
 from saga_ray.leaderboard.pages import JudgedAnswer, JudgedPair
@@ -106,13 +105,25 @@ class Asked:
     grid_hw: tuple[int, int]
 
 
-def ask_about_files(config: RunConfig, first: str | Path, second: str | Path) -> Asked:
-    """The MLLM's answers about two picture files, seen through its own vision tower.
+def two_birds(config: RunConfig) -> np.ndarray:
+    """Two neighbouring birds of the worlds' half without any gap, (2, H, W, 3) uint8, drawn by the run's seed."""
+    from saga_ray.data.demo import birds, world
+
+    rng = np.random.default_rng(config.seed)
+    [first] = world.pool_vectors(rng, 1, pool=False)
+    second = first.copy()
+    changed = rng.choice(len(first), 4, replace=False)
+    num_values = birds.NUM_VALUES[changed]
+    second[changed] = (first[changed] + 1 + rng.integers(0, num_values - 1)) % num_values
+    return world.clean_pictures(rng, np.stack([first, second]), config.data.image_size)
+
+
+def ask_about(config: RunConfig, images_NHWC: np.ndarray) -> Asked:
+    """The MLLM's answers about two pictures, (2, H, W, 3) uint8, seen through its own vision tower.
 
     Raises:
-        ValueError: if a file is no readable picture, or the MLLM cannot be loaded.
+        ValueError: if the MLLM cannot be loaded.
     """
-    images_NHWC = np.stack([decode(path, config.data.image_size) for path in (first, second)])
     encoder = build_encoder(config).to(default_device()).eval()
     tokens, pairs = _tokens(encoder, images_NHWC), (ImagePair(0, 1, True, 0),)
     scorer = LocalScorer(build_engine(config))

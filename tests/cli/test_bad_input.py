@@ -32,6 +32,7 @@ def refused(said: Outcome, *parts: str) -> None:
         (["train", "dem"], ["data set 'dem'", "did you mean 'demo'?"]),
         (["train", "demo", "--method", "saga2"], ["method 'saga2'", "did you mean 'saga'?"]),
         (["train", "demo", "--recipe", "papr"], ["recipe 'papr'", "did you mean 'paper'?"]),
+        (["train", "demo", "--set", "grpo.advantage=x"], ["'grpo.advantage'; grpo has ", "normalisation"]),
         (["train", "demo", "--set", "grpo.groupsize=3"], ["'grpo.groupsize'", "did you mean 'grpo.group_size'?"]),
         (["train", "demo", "--set", "grpo.group_size=four"], ["grpo.group_size", "'four'", "valid integer"]),
         (["train", "demo", "--set", "grpo.group_size"], ["--set grpo.group_size", "key=value"]),
@@ -44,7 +45,7 @@ def refused(said: Outcome, *parts: str) -> None:
         (["train", "cub"], ["data.root", "missing", "--data-root DIR"]),
         (["train", "folder", *LOCAL, "--data-root", "nowhere"], ["nowhere"]),
         (["train", "cub", *LOCAL, "--recipe", "demo", "--data-root", "nowhere"], ["nowhere"]),
-        (["train", "demo", "--local", "--set", "mllm.path=nowhere"], ["mllm.path", "nowhere", "--recipe demo"]),
+        (["train", "demo", "--local", "--set", "mllm.path=nowhere"], ["mllm.path", "nowhere", "--set mllm.path=DIR"]),
         (["train", "demo", *LOCAL, "--set", "data.image_size=50"], ["data.image_size", "50", "choose"]),
         (["leaderboard", "dmo"], ["data set 'dmo'", "did you mean 'demo'?"]),
         (["sweep", "none.yaml"], ["none.yaml", "cannot be read"]),
@@ -120,9 +121,9 @@ def test_an_mllm_folder_that_is_none(type_: Type, tmp_path: Path) -> None:
 def test_a_hub_model_that_cannot_be_reached(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     train = ("train", "demo", "--local", "--set", "mllm.path=nobody/nothing")
-    refused(type_(*train), "mllm.revision", "nobody/nothing", "--recipe demo")
+    refused(type_(*train), "mllm.revision", "nobody/nothing", "--set mllm.path=DIR")
     said = type_(*train, "mllm.revision=0123456789012345678901234567890123456789")
-    refused(said, "mllm.path", "nobody/nothing", "cannot be reached", "--recipe demo")
+    refused(said, "mllm.path", "nobody/nothing", "cannot be reached", "--set mllm.path=DIR")
 
 
 def test_the_mistake_is_told_before_ray_is_started(

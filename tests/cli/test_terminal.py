@@ -30,6 +30,22 @@ def test_lines_come_every_few_seconds_and_at_the_end() -> None:
     assert "loss 1.500  reward 0.25, about 14 s left" in lines[2]
 
 
+def test_the_images_of_a_long_stage_are_counted() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Lines(stream, every_s=5.0, clock=clock) as shown:
+        for stage in ("embedding", "embedding again"):
+            shown.stage(stage)
+            for done in range(100, 1001, 100):
+                clock.now_s += 1.0
+                shown.part(done, 1000)
+        shown.stage("short")
+        clock.now_s += 1.0
+        shown.part(10, 1000)
+    lines = [line.split("] ")[1] for line in stream.getvalue().splitlines()]
+    assert lines[:3] == ["embedding ...", "500 of 1000 images, about 5 s left", "embedding again ..."]
+    assert len(lines) == 5
+
+
 def test_the_pace_is_that_of_the_steps_seen() -> None:
     clock = Clock()
     pace = Pace(clock)
@@ -43,6 +59,7 @@ def test_a_bar_survives_stages_without_steps_and_steps_without_a_stage() -> None
     with Bar(stream) as shown:
         shown.step(1, 2, {"loss/total": 1.0})
         shown.stage("embedding [1600] images")
+        shown.part(128, 1600)
         shown.stage("last")
     assert "embedding [1600] images" in stream.getvalue()
 

@@ -104,7 +104,7 @@ def test_the_tokens_of_a_prompts_images_are_those_that_the_encoder_gives(
 def test_a_prompt_whose_model_is_not_here_is_shown_without_its_template(type_: Type) -> None:
     said = type_("prompt", "show", "cub")
     assert said.code == 0
-    assert "without the model's chat template" in said.err
+    assert "without the model's chat template" in said.err and "tokens are not counted" in said.err
     assert "ornithologist" in said.out and '"same_species"' in said.out
 
 
@@ -119,7 +119,28 @@ def test_the_mllm_answers_about_two_files(type_: Type, pictures: Path) -> None:
         assert verdict in ("same", "different", "no verdict")
         assert rest[0] in ("-", "<0.001") or 0.0 < float(rest[0]) <= 1.0
         assert (rest[0] == "-") == (verdict == "no verdict")
-    assert type_("mllm", "try", first, "nowhere.png").code == 2
+    assert "differs" in said.err or "picture 1" not in said.err
+    for words, sentence in (
+        ((first, "nowhere.png"), "nowhere.png: is no file"),
+        ((first,), "1 pictures are named; give two"),
+    ):
+        refused = type_("mllm", "try", *words)
+        assert refused.code == 2 and sentence in refused.err
+    Path("text.png").write_text("no picture")
+    refused = type_("mllm", "try", first, "text.png")
+    assert refused.code == 2 and "text.png" in refused.err and "Loading" not in refused.err
+
+
+def test_without_pictures_the_mllm_reads_two_drawn_birds(type_: Type) -> None:
+    said = type_("mllm", "try", "--answers", "2", "--set", "seed=1", "prompt.answers=template")
+    assert said.code == 0, said.err
+    assert [line.split()[0] for line in said.out.splitlines()] == ["different"] * 2
+    table = [
+        line
+        for line in said.err.splitlines()
+        if line.startswith(("crown", "breast", "belly", "wing", "tail", "bill", "leg"))
+    ]
+    assert len(table) == 10 and sum(line.endswith("differs") for line in table) == 4
 
 
 def test_the_attention_over_two_files_is_drawn(type_: Type, pictures: Path, tmp_path: Path) -> None:
@@ -153,3 +174,11 @@ def test_the_doctor_finds_a_file_in_the_way_and_a_cluster_that_is_not_there(
     assert ill.code == 1
     assert ill.out.count("PROBLEM") == 2
     assert "2 problems found." in ill.out
+
+
+def test_a_template_is_shown_with_its_gaps(type_: Type) -> None:
+    said = type_("prompt", "show", "demo", "--set", "prompt.answers=template")
+    assert said.code == 0, said.err
+    assert (
+        '"bill shape":"<bill shape>"' in said.err and '"differences":["..."],"same_species":"<yes or no>"}' in said.err
+    )

@@ -21,7 +21,7 @@ def refusal(path: Path | str, **fields: str) -> str:
     sentence = str(error.value)
     assert "\n" not in sentence
     assert sentence.startswith("mllm.")
-    assert "--recipe demo" in sentence
+    assert "--set mllm.path=DIR" in sentence
     return sentence
 
 

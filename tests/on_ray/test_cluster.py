@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from saga_ray.config import RunConfig
+from saga_ray.on_ray import cluster as cluster_module
 from tests.on_ray.conftest import processes_of
 
 ALONE = """
@@ -62,3 +63,19 @@ def test_an_address_where_nobody_answers_is_told_in_a_sentence() -> None:
     }
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
     assert done.stdout.startswith("RAY_ADDRESS 127.0.0.1:1: no Ray cluster answers there"), done.stderr[-2000:]
+
+
+def test_a_machine_too_busy_to_start_ray_hears_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = []
+
+    def times_out(**kwargs: object) -> None:
+        tries.append(kwargs)
+        raise RuntimeError(
+            "The current node timed out during startup. This could happen because some of the processes failed."
+        )
+
+    monkeypatch.setattr(cluster_module.ray, "init", times_out)
+    monkeypatch.setattr(cluster_module.ray, "shutdown", lambda: None)
+    with pytest.raises(ValueError, match=r"Ray did not start on this machine, 3 times in turn.*--local"):
+        cluster_module._start(2)
+    assert len(tries) == 3

@@ -56,6 +56,9 @@ class Heard:
     def stage(self, text: str) -> None:
         self.stages.append(text)
 
+    def part(self, done: int, of: int) -> None:
+        pass
+
     def step(self, step: int, num_steps: int, metrics: dict) -> None:
         self.steps.append(step)
 

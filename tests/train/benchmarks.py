@@ -74,6 +74,9 @@ class StopAfter:
     def stage(self, text: str) -> None:
         self._trains = text.startswith("training")
 
+    def part(self, done: int, of: int) -> None:
+        pass
+
     def step(self, step: int, num_steps: int, metrics: Mapping[str, Any]) -> None:
         if self._trains and step == self._last:
             raise Stopped

@@ -32,6 +32,9 @@ class KillAfter:
     def stage(self, text: str) -> None:
         pass
 
+    def part(self, done: int, of: int) -> None:
+        pass
+
     def step(self, step: int, num_steps: int, metrics: Any) -> None:
         if step == self.last:
             raise Killed

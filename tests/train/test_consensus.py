@@ -97,7 +97,7 @@ def _begun(mllm: Path, dataset: Dataset, **changes: object) -> tuple:
     config = small_run_config(mllm, "saga+consensus", mllm__dtype="float64", **changes)
     scorer, model = LocalScorer(build_engine(config)), small_model(config, dataset)
     teacher = Consensus(config, dataset, run_prompt(config), scorer, CPU)
-    teacher.begin(model.encoder)
+    teacher.begin(model.encoder, lambda done, of: None)
     return config, scorer, model, teacher
 
 

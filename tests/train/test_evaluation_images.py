@@ -44,6 +44,9 @@ class Heard:
     def stage(self, text: str) -> None:
         self.stages.append(text)
 
+    def part(self, done: int, of: int) -> None:
+        pass
+
     def step(self, step: int, num_steps: int, metrics: Mapping[str, Any]) -> None:
         pass
 

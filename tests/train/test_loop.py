@@ -59,6 +59,9 @@ class StopAfter:
     def stage(self, text: str) -> None:
         pass
 
+    def part(self, done: int, of: int) -> None:
+        pass
+
     def step(self, step: int, num_steps: int, metrics: Mapping[str, Any]) -> None:
         if step == self.last:
             raise Stopped

@@ -17,6 +17,13 @@ _COLUMNS = {
 }
 
 
+_LEGEND = (
+    "native logits: largest relative error of the logits, injected tokens against the library's own way from pixels",
+    "gradient: the same of the gradient at the tokens, one shared prompt against a copy per answer",
+    "attention: largest absolute error of the maps against eager attention; levels: token sets per image (DeepStack)",
+)
+
+
 def capabilities() -> dict[str, Any]:
     """`capabilities.json`: library versions, and per family the largest errors that its tests saw.
 
@@ -40,7 +47,7 @@ def families_table(told: dict[str, Any]) -> str:
     for name, reason in REFUSED.items():
         reasons.setdefault(reason, []).append(name)
     refused = [f"refused: {', '.join(names)}: {reason}" for reason, names in reasons.items()]
-    return "\n".join([*lines, "", *refused])
+    return "\n".join([*lines, "", *_LEGEND, "", *refused])
 
 
 def _written(value: Any) -> str:

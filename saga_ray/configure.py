@@ -78,6 +78,18 @@ def model_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator
             yield f"{prefix}{name}"
 
 
+def key_meanings(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, str]:
+    """What every dotted key means, in one line."""
+    found: dict[str, str] = {}
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            found |= key_meanings(inner, f"{prefix}{name}.")
+        elif field.description:
+            found[f"{prefix}{name}"] = " ".join(field.description.split())
+    return found
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?`, or what its section holds, or nothing."""
     known = list(known)
@@ -169,7 +181,8 @@ def _sentences(error: ValidationError) -> list[str]:
             out.append(message)
         else:
             message = message[0].lower() + message[1:]
-            out.append(f"{key}: {item['input']!r} is not accepted: {message}")
+            meaning = key_meanings().get(key)
+            out.append(f"{key}: {item['input']!r} is not accepted: {message}" + (f" ({meaning})" if meaning else ""))
     return out
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import click
 
 from saga_ray.cli.options import DATASET_HELP, config_options, configuration, split_words
@@ -37,6 +39,25 @@ def show(
     from saga_ray.configure import to_yaml
 
     result(to_yaml(config).rstrip())
+
+
+@command.command("keys")
+@click.argument("section", required=False)
+def keys(section: str | None) -> None:
+    """Print every key with its default and what it means, or those of a SECTION such as grpo."""
+    from saga_ray.config import RunConfig
+    from saga_ray.configure import check_choice, flat, key_meanings, model_keys
+
+    known = list(model_keys())
+    if section is not None:
+        sections = dict.fromkeys(key.split(".")[0] for key in known)
+        if wrong := check_choice("section", section, sections):
+            raise ValueError(wrong)
+        known = [key for key in known if key.split(".")[0] == section]
+    defaults, meanings = flat(RunConfig.model_construct().model_dump(mode="json")), key_meanings()
+    for key in known:
+        default = f" = {json.dumps(defaults[key])}" if key in defaults else ""
+        result(f"{key}{default}\n    {meanings.get(key, '')}".rstrip())
 
 
 @command.command("schema")

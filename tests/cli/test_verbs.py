@@ -155,6 +155,14 @@ def test_the_attention_over_two_files_is_drawn(type_: Type, pictures: Path, tmp_
     assert refused.code == 2 and "--out looked.txt: is no name of a PNG file" in refused.err
 
 
+def test_keys_are_listed_with_default_and_meaning(type_: Type) -> None:
+    lines = type_("config", "keys").out.splitlines()
+    named = [line.split(" = ")[0] for line in lines if not line.startswith(" ")]
+    assert named == list(model_keys()) and len(lines) > 1.8 * len(named)
+    assert type_("config", "keys", "grpo").out.startswith("grpo.reward = ")
+    assert "did you mean 'grpo'?" in type_("config", "keys", "grop").err
+
+
 def test_the_schema_describes_the_keys(type_: Type) -> None:
     schema = json.loads(type_("config", "schema").out)
     assert {key.split(".")[0] for key in model_keys()} == set(schema["properties"])

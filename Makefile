@@ -27,7 +27,7 @@ demo-folder: setup ## Own pictures: flags as drawn by several icon projects, in 
 test: setup ## Run the tests, without the slow ones (about 20 minutes on 2 cores)
 	@$(TEST_ENV) .venv/bin/python -m pytest -m "not slow"
 
-test-all: setup ## Run every test (at most 60 minutes)
+test-all: setup ## Run every test, the slow ones too
 	@$(TEST_ENV) .venv/bin/python -m pytest
 
 lint: setup ## Check style and formatting

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from saga_ray.config import DATASETS, RECIPES, RunConfig
+from saga_ray.config.keys import check_choice, flat, key_meanings, merged, model_keys, nearest, nested
 from saga_ray.errors import ConfigError
 from saga_ray.yaml_text import parse_yaml
 
@@ -24,16 +24,7 @@ _BASELINE = {
 
 
 def _baseline(metric: str) -> dict[str, Any]:
-    return _merged(_BASELINE, {"loss": {"metric": metric}})
-
-
-def _merged(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` laid over `base`, branch by branch."""
-    out = dict(base)
-    for key, value in top.items():
-        both = isinstance(value, Mapping) and isinstance(out.get(key), Mapping)
-        out[key] = _merged(out[key], value) if both else value
-    return out
+    return merged(_BASELINE, {"loss": {"metric": metric}})
 
 
 def _without(**weights: float) -> dict[str, Any]:
@@ -45,16 +36,16 @@ def _without(**weights: float) -> dict[str, Any]:
 _WHOLE_SUPPORT = {"grpo": {"top_p": 1.0}}
 
 METHODS: dict[str, dict[str, Any]] = {
-    "pretrained": _merged(_baseline("none"), {"encoder": {"trainable": "none"}, "optim": {"steps": 0}}),
+    "pretrained": merged(_baseline("none"), {"encoder": {"trainable": "none"}, "optim": {"steps": 0}}),
     "proxy-anchor": _baseline("proxy-anchor"),
     "multi-similarity": _baseline("multi-similarity"),
     "infonce": _baseline("infonce"),
     "potential-field": _baseline("potential-field"),
     "potential-field+pooler": _without(),
     "potential-field+anchor": _without(anchor=1.0),
-    "potential-field+reference-kl": _merged(_without(reference_kl=1.0), _WHOLE_SUPPORT),
+    "potential-field+reference-kl": merged(_without(reference_kl=1.0), _WHOLE_SUPPORT),
     "potential-field+alignment": _without(alignment=1.0),
-    "potential-field+alignment+reference-kl": _merged(_without(alignment=1.0, reference_kl=1.0), _WHOLE_SUPPORT),
+    "potential-field+alignment+reference-kl": merged(_without(alignment=1.0, reference_kl=1.0), _WHOLE_SUPPORT),
     "potential-field+consensus": _without(alignment=1.0, consensus=1.0),
     "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
     "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},
@@ -66,73 +57,6 @@ METHODS: dict[str, dict[str, Any]] = {
 
 # Keys that say where and how fast a run happens, or which repetition it is: not part of what was tried.
 _NOT_IN_LABEL = ("seed", "dataset", "recipe", "method", "resources", "checkpoint", "scorer", "evaluation", "data.root")
-
-
-def model_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a config model, leaves only."""
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from model_keys(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def key_meanings(model: type[BaseModel] = RunConfig, prefix: str = "") -> dict[str, str]:
-    """What every dotted key means, in one line."""
-    found: dict[str, str] = {}
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            found |= key_meanings(inner, f"{prefix}{name}.")
-        elif field.description:
-            found[f"{prefix}{name}"] = " ".join(field.description.split())
-    return found
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or what its section holds, or nothing."""
-    known = list(known)
-    section, _, leaf = word.rpartition(".")
-    inside = {key.rpartition(".")[2]: key for key in known if section and key.rpartition(".")[0] == section}
-    if inside:
-        hits = [inside[name] for name in difflib.get_close_matches(leaf, inside, n=1, cutoff=0.6)]
-    else:
-        hits = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    # The right leaf under the wrong branch.
-    hits = hits or [key for key in known if key.rpartition(".")[2] == leaf]
-    if hits:
-        return f"; did you mean '{hits[0]}'?"
-    return f"; {section} has {', '.join(inside)}" if inside else ""
-
-
-def nested(dotted: Mapping[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` to `{"a": {"b": 1}}`."""
-    out: dict[str, Any] = {}
-    for key, value in dotted.items():
-        *branches, leaf = key.split(".")
-        level = out
-        for branch in branches:
-            if not isinstance(level.get(branch), dict):
-                level[branch] = {}  # a value where a group belongs is reported by its key
-            level = level[branch]
-        level[leaf] = (
-            _merged(level[leaf], value)
-            if isinstance(value, Mapping) and isinstance(level.get(leaf), Mapping)
-            else value
-        )
-    return out
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` to `{"a.b": 1}`."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            out |= flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
 
 
 def parse_assignments(assignments: Iterable[str]) -> dict[str, Any]:
@@ -184,14 +108,6 @@ def _sentences(error: ValidationError) -> list[str]:
             meaning = key_meanings().get(key)
             out.append(f"{key}: {item['input']!r} is not accepted: {message}" + (f" ({meaning})" if meaning else ""))
     return out
-
-
-def check_choice(what: str, value: str, known: Iterable[str]) -> str | None:
-    """One sentence if `value` is not among `known`, else None."""
-    known = list(known)
-    if value in known:
-        return None
-    return f"{what} '{value}' is unknown{nearest(value, known)} (known: {', '.join(known)})"
 
 
 def recipe_values(recipe: str) -> dict[str, Any]:
@@ -283,13 +199,13 @@ def resolve(
     dataset = str(chosen["dataset"])
     method = chosen["method"] or "saga"
     recipe = chosen["recipe"] or ("demo" if dataset in ("demo", "folder") else "paper")
-    on_top = _merged(file_values, nested(overrides))
+    on_top = merged(file_values, nested(overrides))
     choices = (("data set", dataset, DATASETS), ("recipe", recipe, RECIPES), ("method", method, METHODS))
     problems += [sentence for what, value, known in choices if (sentence := check_choice(what, value, known))]
     problems += _unknown_keys(file_values, source) + _unknown_keys(overrides, "--set")
     # The rest is checked all the same, on the nearest base that exists, so that every mistake is told at once.
-    base = _merged(recipe_values(recipe if recipe in RECIPES else "demo"), METHODS.get(method, METHODS["saga"]))
-    tree = _merged(base, _prune(on_top, set(model_keys())))
+    base = merged(recipe_values(recipe if recipe in RECIPES else "demo"), METHODS.get(method, METHODS["saga"]))
+    tree = merged(base, _prune(on_top, set(model_keys())))
     tree |= {"dataset": dataset if dataset in DATASETS else "demo", "method": str(method)}
     tree |= {"recipe": recipe if recipe in RECIPES else "demo"}
     problems += _pin(tree, "prompt", "vocabulary", lambda name: read_vocabulary(name)[2])
@@ -327,17 +243,17 @@ def with_override(config: RunConfig, key: str, value: Any) -> RunConfig:
     if key not in set(model_keys()):
         raise ConfigError(f"unknown key '{key}'{nearest(key, model_keys())}")
     try:
-        return RunConfig.model_validate(_merged(config.model_dump(), nested({key: value})))
+        return RunConfig.model_validate(merged(config.model_dump(), nested({key: value})))
     except ValidationError as error:
         raise ConfigError("\n".join(_sentences(error))) from None
 
 
 def changed_keys(config: RunConfig) -> dict[str, Any]:
     """Keys whose value differs from recipe and method, without those that do not change what was tried."""
-    base = _merged(recipe_values(config.recipe), METHODS[config.method])
+    base = merged(recipe_values(config.recipe), METHODS[config.method])
     base |= {"dataset": config.dataset, "recipe": config.recipe, "method": config.method}
     if config.data.root is not None:
-        base = _merged(base, {"data": {"root": config.data.root}})
+        base = merged(base, {"data": {"root": config.data.root}})
     # `model_construct`-free: the preset on its own must itself be a valid configuration.
     preset = flat(RunConfig.model_validate(base).model_dump())
     mine = flat(config.model_dump())

@@ -10,17 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from saga_ray.config import DATASETS, RunConfig
+from saga_ray.config.keys import flat, model_keys, nested
 from saga_ray.configure import (
     METHODS,
     ConfigError,
     changed_keys,
     check_run_name,
     default_run_name,
-    flat,
     from_yaml,
     label,
-    model_keys,
-    nested,
     parse_assignments,
     resolve,
     to_yaml,

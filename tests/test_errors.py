@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from saga_ray.configure import check_run_name, flat
+from saga_ray.config.keys import flat
+from saga_ray.configure import check_run_name
 from saga_ray.errors import Refused, is_ours, marked_refusals
 from saga_ray.storage import Storage
 from saga_ray.train.errors import check_finite

@@ -46,7 +46,7 @@ def show(
 def keys(section: str | None) -> None:
     """Print every key with its default and what it means, or those of a SECTION such as grpo."""
     from saga_ray.config import RunConfig
-    from saga_ray.configure import check_choice, flat, key_meanings, model_keys
+    from saga_ray.config.keys import check_choice, flat, key_meanings, model_keys
 
     known = list(model_keys())
     if section is not None:

@@ -210,7 +210,7 @@ def show(
 
 
 def _known(name: str) -> None:
-    from saga_ray.configure import check_choice
+    from saga_ray.config.keys import check_choice
 
     if problem := check_choice("data set", name, ABOUT):
         raise ValueError(problem)

@@ -21,7 +21,8 @@ FORMATS = ("table", "json", "csv", "md", "html")
 def command(dataset: str, runs: str, split: str, form: str) -> None:
     """Rank the rows of DATASET: mean over seeds, interval over classes, paired difference to the best baseline."""
     from saga_ray.config import DATASETS
-    from saga_ray.configure import ConfigError, check_choice
+    from saga_ray.config.keys import check_choice
+    from saga_ray.configure import ConfigError
 
     if problem := check_choice("data set", dataset, DATASETS):
         raise ConfigError(problem)

@@ -59,7 +59,7 @@ class LazyGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Name the nearest verb for an unknown one."""
         if args and not args[0].startswith("-") and args[0] not in VERBS:
-            from saga_ray.configure import check_choice
+            from saga_ray.config.keys import check_choice
 
             raise click.UsageError(str(check_choice("verb", args[0], VERBS)), ctx)
         return super().resolve_command(ctx, args)

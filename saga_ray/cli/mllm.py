@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from saga_ray.cli.options import SET, configuration
+from saga_ray.cli.options import SET, configuration, split_assignments
 from saga_ray.cli.terminal import result, say
 from saga_ray.storage import Storage
 
@@ -41,11 +42,7 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
 
     One line per answer: verdict, exact probability of "yes" after what that answer wrote before its verdict, text.
     """
-    # `--set a=1 b=2`: what follows stands where pictures do.
-    more = tuple(word for word in words if "=" in word and not Path(word).is_file())
-    files = tuple(word for word in words if word not in more)
-    if missing := [name for name in files if not Path(name).is_file()]:
-        raise ValueError(f"{missing[0]}: is no file; name two pictures")
+    files, more = split_assignments(words)
     if len(files) not in (0, 2):
         raise ValueError(f"mllm try: {len(files)} pictures are named; give two, or none for two drawn birds")
     if out is not None and not out.lower().endswith(".png"):
@@ -61,13 +58,13 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
 
     from saga_ray.data.pixels.images import decode
 
-    images = [
-        decode(name, config.data.image_size) for name in files
-    ]  # what cannot be read shows before anything is loaded
+    # What cannot be read shows before anything is loaded.
+    images = [decode(name, config.data.image_size) for name in files]
     say("Loading the MLLM ...")
-    from saga_ray.train.showcase import ask_about, two_birds
+    from saga_ray.data.demo.world import clean_neighbours
+    from saga_ray.train.showcase import ask_about
 
-    asked = ask_about(config, np.stack(images) if files else two_birds(config))
+    asked = ask_about(config, np.stack(images) if files else clean_neighbours(config.data, config.seed))
     say(f"{'verdict':10}  {'P(yes)':>8}  answer")
     for text, verdict, probability in zip(asked.texts, asked.verdicts, asked.same_probabilities, strict=True):
         shown = "-" if probability is None else "<0.001" if probability < 0.001 else f"{probability:.3f}"
@@ -79,7 +76,7 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
             "`saga-ray data show demo --set data.shift=0` many): of other pictures it says nothing that counts."
         )
     if out is not None:
-        _draw(asked, out, files or ("bird 1", "bird 2"), config.alignment.layer_depth)
+        _draw(asked, out, files or ["bird 1", "bird 2"], config.alignment.layer_depth)
 
 
 _VERDICTS = {1: "same", 0: "different", -1: "no verdict"}
@@ -113,7 +110,7 @@ def families() -> None:
     result(families_table(told))
 
 
-def _draw(asked: Asked, out: str, names: tuple[str, ...], depth: float) -> None:
+def _draw(asked: Asked, out: str, names: Sequence[str], depth: float) -> None:
     """Both pictures, and both lit by the attention that they got."""
     from saga_ray.leaderboard.figures import to_png
     from saga_ray.leaderboard.plots import attention_figure

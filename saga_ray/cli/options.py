@@ -59,12 +59,17 @@ def _is_assignment(word: str) -> bool:
 
 def split_words(words: Iterable[str], what: str) -> tuple[str, list[str]]:
     """The one argument of a verb, and the key=value words that follow `--set a=1 b=2`."""
-    words = list(words)
-    names = [word for word in words if not _is_assignment(word)]
+    names, assignments = split_assignments(words)
     if len(names) != 1:
         found = f"got {', '.join(names)}" if names else "it is missing"
         raise click.UsageError(f"Expected one {what}, but {found}.", click.get_current_context(silent=True))
-    return names[0], [word for word in words if _is_assignment(word)]
+    return names[0], assignments
+
+
+def split_assignments(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The arguments of a verb, and the key=value words that follow `--set a=1 b=2`."""
+    words = list(words)
+    return [word for word in words if not _is_assignment(word)], [word for word in words if _is_assignment(word)]
 
 
 def typed(**options: object) -> list[str]:

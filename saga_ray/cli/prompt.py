@@ -63,20 +63,10 @@ def show(words: tuple[str, ...], recipe: str | None, assignments: tuple[str, ...
     for line in _token_counts(prompt, words, tokenizer, config):
         say(line)
     if config.prompt.answers == "template":
-        say(f"\nAnswers: what stands in <> is drawn, all else is fed:\n{_template(config, prompt)}")
+        from saga_ray.mllm.template import form_in_tokens
 
-
-def _template(config: RunConfig, prompt: Prompt) -> str:
-    """A template answer with gaps."""
-    from saga_ray.mllm.form import DIFFERENCES, AnswerForm
-
-    # The bundled MLLM knows whole answers only, in which the differences follow from the values.
-    form = AnswerForm(prompt, lists_differences=config.mllm.path is None and prompt.variant != "generic")
-    told = ""
-    for number, ((_, name), allowed) in enumerate(form.words.items()):
-        gap = " or ".join(allowed) if allowed and len(allowed) <= 2 else name
-        told += f"{form.text_before(number, {}, apart=['...'])}<{gap if name != DIFFERENCES else 'differences'}>"
-    return told + form.text_before(len(form.slots), {})
+        form = form_in_tokens(prompt, tokenizer, folder)
+        say(f"\nAnswers: what stands in <> is drawn, all else is fed:\n{form.with_gaps()}")
 
 
 def _token_counts(

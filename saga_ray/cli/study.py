@@ -107,7 +107,8 @@ def study_from_file(
     page: bool,
 ) -> None:
     """Everything about a study file."""
-    from saga_ray.configure import ConfigError, check_choice, parse_assignments
+    from saga_ray.config.keys import check_choice
+    from saga_ray.configure import ConfigError, parse_assignments
     from saga_ray.storage import Storage
     from saga_ray.study.file import load_study
     from saga_ray.study.plan import Planner

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from saga_ray.train.progress import Progress
 
 
+_OF_THE_QUESTION = ("grpo.", "prompt.", "scorer.", "alignment.", "consensus.", "loss.weights.")
+"""Begin keys that a run without the MLLM reads nothing of."""
+
+
 @click.command("train")
 @click.argument("words", nargs=-1, metavar="DATASET")
 @config_options
@@ -67,14 +71,10 @@ def command(
     say(f"Next: {shell_quoted('saga-ray', 'leaderboard', config.dataset, '--runs', runs)}")
     if config.method == "saga" and not outcome.was_finished:
         options = typed(recipe=recipe, data_root=data_root, config=config_file, steps=steps, seed=seed, runs=runs)
-        # A baseline reads nothing of what the MLLM is asked.
         read = [text for text in [*assignments, *more] if not text.startswith(_OF_THE_QUESTION)]
         sets = (word for text in read for word in ("--set", text))
         baseline = ("saga-ray", "train", dataset, "--method", "potential-field", *options, *sets)
         say(f"  or: {shell_quoted(*baseline, *(('--local',) if local else ()))}")
-
-
-_OF_THE_QUESTION = ("grpo.", "prompt.", "scorer.", "alignment.", "consensus.", "loss.weights.")
 
 
 def train_one(config: RunConfig, runs: str, name: str, local: bool, shown: Progress) -> TrainResult:

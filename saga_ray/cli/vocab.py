@@ -178,7 +178,8 @@ def _scored_config(
 
 def _dataset_of(name: str) -> str:
     from saga_ray.config import DATASETS
-    from saga_ray.configure import ConfigError, check_choice
+    from saga_ray.config.keys import check_choice
+    from saga_ray.configure import ConfigError
 
     if Path(name).suffix not in (".yaml", ".yml"):
         raise ConfigError(f"{check_choice('data set', name, DATASETS)}; a vocabulary's file ends in .yaml")

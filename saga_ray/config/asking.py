@@ -52,7 +52,7 @@ class GRPOConfig(Config):
     normalisation: Literal["dapo", "grpo", "dr-grpo", "rloo"] = "dapo"
     """How rewards become weights of tokens. `dapo`: over the group's standard deviation, mean over all tokens of the step (paper).
     `grpo`: the same, mean over each answer's own tokens first. `dr-grpo`: reward less mean, mean over answers. `rloo`:
-    reward less the mean of the others, mean over answers: unbiased. The last two give longer gradients, 25
+    reward less the mean of the others, mean over answers: unbiased. The last two give longer gradients, about 25
     times in the demo: divide `loss.weights.grpo` by about as many tokens as an answer has."""
     reference_kl: Literal["k2", "k3", "k1-in-reward"] = "k2"
     """Form of the reference policy's KL, all of unbiased gradient. `k2`: half the squared difference per token. `k3`: the same

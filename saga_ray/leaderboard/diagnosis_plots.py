@@ -107,8 +107,8 @@ def reward_and_verdicts(runs: Sequence[CurveRun]) -> Figure:
         return [key for key in looks if curve_points(run, key)[0].size]
 
     def draw(axes: Axes, run: CurveRun) -> None:
-        for key in known(run):
-            draw_curve(axes, *curve_points(run, key), *looks[key][1:])
+        for key, (_, *look) in looks.items():
+            draw_curve(axes, *curve_points(run, key), *look)
         axes.set_ylim(-0.02, 1.02)
 
     shown = [run for run in runs if known(run)]
@@ -135,11 +135,10 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
     def draw_cosines(axes: Axes, run: CurveRun) -> None:
-        known = [key for key in cosines if curve_points(run, key)[0].size]
-        for key in known:
+        for key in cosines:
             draw_curve(axes, *curve_points(run, key), *looks[key])
         axes.set_ylim(-1.03, 1.03)
-        axes.set_visible(bool(known))
+        axes.set_visible(not set(cosines).isdisjoint(_gradient_keys(run)))
 
     return _panels(shown, draw_norms, names, draw_cosines if cosines else None)
 

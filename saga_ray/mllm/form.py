@@ -71,6 +71,11 @@ class AnswerForm:
             inside += f'"differences":[{",".join(quoted(name) for name in names[:MOST_DIFFERENCES])}],'
         return f'{start}{inside}{quoted(self.prompt.verdict_key if name == VERDICT else name)}:"'
 
+    def with_gaps(self) -> str:
+        """An answer with `<name>` in place of every value."""
+        gaps = (f"{self.text_before(n, {}, apart=['...'])}<{name}>" for n, (_, name) in enumerate(self.slots))
+        return "".join(gaps) + self.text_before(len(self.slots), {})
+
     def _apart(self, values: Mapping[Slot, str]) -> list[str]:
         """Attributes that were described differently."""
         first, second = description_keys(self.prompt)

@@ -16,11 +16,12 @@ Values are tokenised together with what follows them, so that a tokenizer that w
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Container, Generator, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from saga_ray.mllm.form import MOST_DIFFERENCES, AnswerForm, Slot, inside, not_in_form, quoted
 from saga_ray.mllm.frozen import FrozenMLLM
@@ -49,16 +50,8 @@ class Template:
         self._table_AV: Tensor | None = None
         self._ids: dict[str, list[int]] = {}
         self._known_paths: dict[int, dict[str, list[int]]] = {}
-        self.form = AnswerForm(prompt)
-        if not self._can_be_written():
-            # The demo MLLM knows whole answers only: there the differences follow from the values, and are fed.
-            is_closed = prompt.variant != "generic" and all(self.form.words.values())
-            self.form = replace(self.form, lists_differences=is_closed)
-            if not is_closed or not self._can_be_written():
-                raise ValueError(
-                    f"prompt.answers: the MLLM in {mllm.folder} has no tokens for template answers to its {prompt.variant} prompt; "
-                    f"set prompt.answers=free"
-                )
+        banned = set(self._banned_V.nonzero().flatten().tolist())
+        self.form = form_in_tokens(prompt, mllm.tokenizer, mllm.folder, banned)
         self._open = self._text_tokens() if None in self.form.words.values() else []
 
     @property
@@ -194,22 +187,6 @@ class Template:
     def _tokens(self, text: str) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    def _can_be_written(self) -> bool:
-        """True if answers with every allowed word come out of the tokenizer as they went in, and hold no banned token."""
-        for turn in range(max(len(words or ()) for words in self.form.words.values())):
-            values: dict[Slot, str] = {}
-            text = self.form.text_before(0, values)
-            ids = list(self._encode(text))
-            for number, (slot, words) in enumerate(self.form.words.items()):
-                values[slot] = words[turn % len(words)] if words else ""
-                part = inside(values[slot]) + self.form.text_before(number + 1, values)
-                text += part
-                ids += self._encode(part)
-            written = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            if written != text or bool(self._banned_V[torch.tensor(ids, device=self._banned_V.device)].any()):
-                return False
-        return True
-
     def _text_tokens(self) -> list[int]:
         """Tokens that may stand inside a JSON string, whatever stands around them."""
         tokenizer = self._tokenizer
@@ -220,3 +197,43 @@ class Template:
         return [
             i for i, text in zip(known, texts, strict=True) if text and not any(c in '"\\' or c < " " for c in text)
         ]
+
+
+def form_in_tokens(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, folder: Path, banned: Container[int] = ()
+) -> AnswerForm:
+    """The form of a prompt's template answers that a tokenizer can write.
+
+    Args:
+        banned: tokens that an answer may not hold.
+
+    Raises:
+        ValueError: in one sentence, if it can write none.
+    """
+    form = AnswerForm(prompt)
+    if _can_be_written(form, tokenizer, banned):
+        return form
+    # The demo MLLM knows whole answers only: there the differences follow from the values, and are fed.
+    form = AnswerForm(prompt, lists_differences=True)
+    is_closed = prompt.variant != "generic" and all(form.words.values())
+    if is_closed and _can_be_written(form, tokenizer, banned):
+        return form
+    raise ValueError(
+        f"prompt.answers: the MLLM in {folder} has no tokens for template answers to its {prompt.variant} prompt; "
+        f"set prompt.answers=free"
+    )
+
+
+def _can_be_written(form: AnswerForm, tokenizer: PreTrainedTokenizerBase, banned: Container[int]) -> bool:
+    """True if answers with every allowed word come out of the tokenizer as they went in, and hold no banned token."""
+    for turn in range(max(len(words or ()) for words in form.words.values())):
+        values: dict[Slot, str] = {}
+        parts = [form.text_before(0, values)]
+        for number, (slot, words) in enumerate(form.words.items()):
+            values[slot] = words[turn % len(words)] if words else ""
+            parts.append(inside(values[slot]) + form.text_before(number + 1, values))
+        ids = [token for part in parts for token in tokenizer.encode(part, add_special_tokens=False)]
+        written = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if written != "".join(parts) or any(token in banned for token in ids):
+            return False
+    return True

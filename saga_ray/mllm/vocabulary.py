@@ -15,7 +15,8 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from saga_ray.config import Config, RunConfig
-from saga_ray.configure import ConfigError, file_digest, nearest, read_vocabulary
+from saga_ray.config.keys import nearest
+from saga_ray.configure import ConfigError, file_digest, read_vocabulary
 from saga_ray.mllm.answers import plain
 from saga_ray.yaml_text import parse_yaml
 

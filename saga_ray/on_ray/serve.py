@@ -22,6 +22,8 @@ from saga_ray.on_ray.remote import remote_scorer
 from saga_ray.on_ray.replica import AT_WORK, ScorerReplica
 from saga_ray.on_ray.resources import scorer_threads
 
+hush()  # Serve set a level of its own when it was imported
+
 APP_VARIABLE = "SAGA_RAY_SCORER_APP"
 """Name of a standing scorer application (`cluster/kuberay-rayservice.yaml`) to use in place of an own one."""
 
@@ -169,7 +171,6 @@ def alive_jobs() -> set[str]:
 
 def deploy(config: RunConfig, cluster: Cluster, name: str, *, warm: bool, standing: bool = False) -> None:
     """Hand an application to Serve, which starts its replicas; `warm` and `standing` as for `scorer_app`."""
-    hush()  # Serve sets its own level when it is imported
     if not serve_is_running():
         serve.start(http_options={"location": "NoServer"}, logging_config={"log_level": "ERROR"})
     app = scorer_app(
@@ -211,7 +212,6 @@ def end_app(name: str, keep_serve: bool) -> None:
     """Delete an application, if the cluster is still there."""
     if not ray.is_initialized() or not serve_is_running():
         return
-    hush()  # Serve sets its own level when it is imported
     serve.delete(name)
     # Serve itself goes too if it came with us and nobody else moved in meanwhile.
     if not keep_serve and not serve.status().applications:

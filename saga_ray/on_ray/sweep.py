@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from saga_ray.config import DATASETS, RECIPES, RunConfig
-from saga_ray.configure import METHODS, ConfigError, check_choice, flat, nearest, resolve
+from saga_ray.config.keys import check_choice, flat, nearest
+from saga_ray.configure import METHODS, ConfigError, resolve
 from saga_ray.study.space import METRICS, Range, read_space
 from saga_ray.yaml_text import load_yaml
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from saga_ray.configure import nested
+from saga_ray.config.keys import nested
 from saga_ray.leaderboard.figures import save_figure
 from saga_ray.on_ray.sweep import Range, SweepFile
 from saga_ray.on_ray.trials import Trial

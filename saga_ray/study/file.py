@@ -10,7 +10,8 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 from saga_ray.config import Config, RunConfig
-from saga_ray.configure import METHODS, ConfigError, check_choice, flat, nearest, resolve
+from saga_ray.config.keys import check_choice, flat, nearest
+from saga_ray.configure import METHODS, ConfigError, resolve
 from saga_ray.study.space import METRICS, Range, read_space
 from saga_ray.yaml_text import load_yaml
 

@@ -92,7 +92,7 @@ def _not_begun(lines: Sequence[Line]) -> str:
 def _best_words(study: Study, table: Table) -> str:
     if not table.best:
         kinds = {study.rows[row].kind for row in table.block.rows}
-        if len(table.block.rows) == 1 or not kinds & {"baseline", "control"}:
+        if not kinds & {"baseline", "control"}:
             return ""
         return "No best baseline or control is named: their trials on validation classes have not all ended."
     named = " and ".join(f"the best {kind} is {row}" for kind, row in table.best.items())

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saga_ray.configure import model_keys, nearest
+from saga_ray.config.keys import model_keys, nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

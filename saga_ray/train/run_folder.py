@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from saga_ray import __version__
 from saga_ray.config import RunConfig
-from saga_ray.configure import check_run_name, flat, from_yaml, to_yaml
+from saga_ray.config.keys import flat
+from saga_ray.configure import check_run_name, from_yaml, to_yaml
 from saga_ray.data.files.places import without_password
 from saga_ray.storage import Storage
 

@@ -105,19 +105,6 @@ class Asked:
     grid_hw: tuple[int, int]
 
 
-def two_birds(config: RunConfig) -> np.ndarray:
-    """Two neighbouring birds of the worlds' half without any gap, (2, H, W, 3) uint8, drawn by the run's seed."""
-    from saga_ray.data.demo import birds, world
-
-    rng = np.random.default_rng(config.seed)
-    [first] = world.pool_vectors(rng, 1, pool=False)
-    second = first.copy()
-    changed = rng.choice(len(first), 4, replace=False)
-    num_values = birds.NUM_VALUES[changed]
-    second[changed] = (first[changed] + 1 + rng.integers(0, num_values - 1)) % num_values
-    return world.clean_pictures(rng, np.stack([first, second]), config.data.image_size)
-
-
 def ask_about(config: RunConfig, images_NHWC: np.ndarray) -> Asked:
     """The MLLM's answers about two pictures, (2, H, W, 3) uint8, seen through its own vision tower.
 

@@ -10,7 +10,7 @@ import yaml
 from ray.autoscaler._private.util import fillout_defaults, prepare_config, validate_config
 
 from saga_ray.config import RunConfig
-from saga_ray.configure import model_keys
+from saga_ray.config.keys import model_keys
 from saga_ray.on_ray.resources import GROUP_LABEL, GROUPS_VARIABLE
 
 FOLDER = Path(__file__).parents[2] / "cluster"

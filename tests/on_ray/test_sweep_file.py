@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from saga_ray.configure import ConfigError, model_keys, resolve, with_override
+from saga_ray.config.keys import model_keys
+from saga_ray.configure import ConfigError, resolve, with_override
 from saga_ray.data import load_dataset
 from saga_ray.on_ray.sweep import Range, load_sweep
 from saga_ray.on_ray.sweep_report import best_yaml

@@ -259,6 +259,14 @@ def clean_pictures(
     return birds.draw(attributes, parameters, rng.integers(0, len(habitats.NAMES), num), size)
 
 
+def clean_neighbours(data: DataConfig, seed: int) -> np.ndarray:
+    """A picture each of two neighbouring test classes of a world, without any gap: (2, size, size, 3) uint8."""
+    world, rng = demo_world(data), np.random.default_rng(seed)
+    vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes, world.tied)[2]
+    first = FAMILY_SIZE * int(rng.integers(len(vectors) // FAMILY_SIZE))
+    return clean_pictures(rng, vectors[first : first + 2], data.image_size)
+
+
 def clean_batch(rng: np.random.Generator, num: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:
     """Pictures of birds of the MLLM's half: images (num, size, size, 3) uint8, attributes (num, 10)."""
     attributes = pool_vectors(rng, num)

@@ -18,19 +18,15 @@ _COLUMNS = {
 
 
 _LEGEND = (
-    "native logits: largest relative error of the logits, injected tokens against the library's own way from pixels",
-    "gradient: the same of the gradient at the tokens, one shared prompt against a copy per answer",
-    "attention: largest absolute error of the maps against eager attention; levels: token sets per image (DeepStack)",
+    "native logits: relative error of the logits, injected tokens against the library's own way from pixels",
+    "gradient: relative error at the tokens, one shared prompt against a copy per answer, of the worst image and level",
+    "attention: absolute error of the maps against eager attention",
+    "levels: sets of tokens per image, more than one with DeepStack",
 )
 
 
 def capabilities() -> dict[str, Any]:
-    """`capabilities.json`: library versions, and per family the largest errors that its tests saw.
-
-    native_logits: logits over the prefill and its memories against the library's own from pixels, relative.
-    gradient_single, gradient_double: shared prefix against the naive twin, relative, the worst image and level.
-    attention: captured maps against eager attention, absolute.
-    """
+    """`capabilities.json`: library versions, and per family the largest errors that its tests saw (see `_LEGEND`)."""
     return json.loads(files("saga_ray.mllm.families").joinpath("capabilities.json").read_text(encoding="utf-8"))
 
 

@@ -82,9 +82,11 @@ class ConsensusConfig(Config):
     """Steps after which the tally of what was written meanwhile replaces the one that is taught."""
     sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
-    source: Literal["mllm", "truth", "another-class"] = "mllm"
-    """`truth` teaches the true words where a data set knows them: a ceiling for diagnosis, no method. `another-class` teaches
-    every class what was written of another, always the same one: a control for whether it matters what the words mean."""
+    source: Literal["mllm", "truth", "another-class", "other-words"] = "mllm"
+    """`truth` teaches the true words where a data set knows them: a ceiling for diagnosis, no method. Two controls for whether
+    it matters what the words mean: `another-class` teaches every class what was written of another, always the same one;
+    `other-words` exchanges every word for another of its attribute, the same way for all classes, so that classes have in
+    common what they had."""
 
 
 class AlignmentConfig(Config):

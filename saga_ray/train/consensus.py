@@ -130,6 +130,26 @@ def another_class(label: int, num_classes: int, seed: int) -> int:
     return int(order[(int(np.flatnonzero(order == label)[0]) + 1) % num_classes])
 
 
+def other_words(shares: Tally, offered: Mapping[str, tuple[str, ...] | None], seed: int) -> Tally:
+    """Every word exchanged for another of its attribute, the same one for all classes: meaning goes, structure stays.
+
+    Two classes share a value after it if and only if they did before. The exchange is a permutation in one cycle of the
+    values that the prompt offers, or of those that were written where it offers none; a word outside stays.
+    """
+    exchange: dict[str, dict[str, str]] = {}
+    for number, (attribute, values) in enumerate(offered.items()):
+        written = {value for of_class in shares.values() for value in of_class.get(attribute, {})}
+        words = np.random.default_rng([seed, 24, number]).permutation(sorted(values or written)).tolist()
+        exchange[attribute] = dict(zip(words, words[1:] + words[:1], strict=True))
+    return {
+        label: {
+            attribute: {exchange[attribute].get(value, value): share for value, share in values.items()}
+            for attribute, values in of_class.items()
+        }
+        for label, of_class in shares.items()
+    }
+
+
 def drawn_words(shares: Shares, attributes: Iterable[str], uniforms: Iterable[float]) -> dict[str, str]:
     """One value of each attribute, by inverse CDF over its sorted values."""
     words = {}
@@ -273,6 +293,8 @@ class Consensus:
         if self._config.consensus.source == "another-class":
             number = len(self._dataset.train.class_names)
             heard = {another_class(label, number, self._config.seed): of_class for label, of_class in heard.items()}
+        if self._config.consensus.source == "other-words":
+            heard = other_words(heard, self._prompt.attributes, self._config.seed)
         self.shares = _updated(self.shares, heard)
         self.heard = _updated(self.heard, self.tally)
         self.tally = {}

@@ -19,6 +19,7 @@ from saga_ray.train.consensus import (
     consensus,
     drawn_words,
     lesson_pairs,
+    other_words,
     true_shares,
 )
 from saga_ray.train.context import LocalContext
@@ -143,6 +144,32 @@ def test_as_a_control_every_class_is_taught_what_was_written_of_another(mllm: Pa
     taught = {label: another_class(label, number, config.seed) for label in range(number)}
     assert sorted(taught.values()) == list(range(number)) and all(a != b for a, b in taught.items())
     assert own.shares and {taught[label]: of_class for label, of_class in own.shares.items()} == other.shares
+
+
+def test_other_words_leave_what_classes_have_in_common() -> None:
+    shares = {
+        0: {"wing": {"red": 0.75, "blue": 0.25}, "leg": {"thin": 1.0}},
+        1: {"wing": {"red": 1.0}, "leg": {"reddish": 1.0}},
+    }
+    offered = {"wing": ("red", "blue", "green"), "leg": None}
+    taught = other_words(shares, offered, seed=3)
+    red, blue = taught[0]["wing"]
+    assert taught[0]["wing"] == {red: 0.75, blue: 0.25} and taught[1]["wing"] == {red: 1.0}
+    assert red != "red" and blue != "blue" and {red, blue} < set(offered["wing"])
+    assert taught[0]["leg"] == {"reddish": 1.0} and taught[1]["leg"] == {"thin": 1.0}, "of two, each takes the other"
+    assert other_words(shares, {"wing": ("red", "green"), "leg": ("thin", "fat")}, 3)[0]["wing"]["blue"] == 0.25
+    assert len({str(other_words(shares, offered, seed)) for seed in range(20)}) == 2, "seeds draw among both cycles"
+
+
+def test_as_a_control_every_word_is_exchanged(mllm: Path, dataset: Dataset) -> None:
+    _, _, _, own = _begun(mllm, dataset)
+    config, *_, other = _begun(mllm, dataset, consensus__source="other-words")
+    assert own.shares and other.shares == other_words(own.shares, run_prompt(config).attributes, config.seed)
+    assert all(
+        set(values) != set(other.shares[label][attribute]) or len(values) > 1
+        for label, of_class in own.shares.items()
+        for attribute, values in of_class.items()
+    )
 
 
 def test_the_lessons_gradient_is_divided_by_the_words_that_are_taught(mllm: Path, dataset: Dataset) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from saga_ray.cli.terminal import result, say, scores_line
+from saga_ray.cli.terminal import progress, result, say, scores_line
 
 
 @click.command("evaluate")
@@ -20,7 +20,8 @@ def command(run: str, split: str | None, data_root: str | None) -> None:
     """
     from saga_ray.train.remeasure import remeasure
 
-    measured = remeasure(run, split=split, data_root=data_root)
+    with progress() as watched:
+        measured = remeasure(run, split=split, data_root=data_root, progress=watched)
     result(scores_line(measured.scores))
     if measured.stored is None:
         say(f"{run} was measured on other classes; there is nothing to compare with.")

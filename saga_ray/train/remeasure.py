@@ -14,6 +14,7 @@ from saga_ray.scorer.determinism import deterministic
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext, default_device
 from saga_ray.train.embed import embed_table
+from saga_ray.train.progress import Progress, Silent
 from saga_ray.train.run_folder import CONFIG, RESULT
 
 TOLERANCE = 2e-3
@@ -35,7 +36,9 @@ class Remeasured:
         return all(abs(self.scores[name] - self.stored.get(name, -1.0)) <= TOLERANCE for name in names)
 
 
-def remeasure(run: str, *, split: str | None = None, data_root: str | None = None) -> Remeasured:
+def remeasure(
+    run: str, *, split: str | None = None, data_root: str | None = None, progress: Progress | None = None
+) -> Remeasured:
     """Embed a split with the encoder that the run holds, and score it.
 
     Raises:
@@ -53,14 +56,15 @@ def remeasure(run: str, *, split: str | None = None, data_root: str | None = Non
         row = json.loads(folder.read(RESULT))
     except ValueError:
         raise ValueError(f"{run}/{RESULT}: is not readable JSON; train the run again under another name") from None
-    split = split or config.evaluation.split
+    split, progress = split or config.evaluation.split, progress or Silent()
     dataset = load_dataset(config)
     table = dataset.split(split)
     encoder = load_encoder(run).encoder.to(default_device())
+    size, chunk = config.data.image_size, config.evaluation.batch_size
+    progress.stage(f"embedding {len(table)} {split} images")
     with deterministic(config):
-        embeddings_NE = embed_table(
-            encoder, table, config.data.image_size, config.evaluation.batch_size, LocalContext()
-        )
+        embeddings_NE = embed_table(encoder, table, size, chunk, LocalContext(), on_images=progress.part)
+    progress.stage("ranking")
     metrics = retrieval_metrics(
         embeddings_NE,
         table.labels_N,

@@ -36,9 +36,10 @@ def stage_parts(stage: str, learner: talking.Learner, batch: int, fast: bool):
     def tower_loss(rng: np.random.Generator, step: int) -> tuple[Tensor, dict[str, float]]:
         attributes = tower.neighbour_vectors(rng, batch)
         images, parts = tower.training_pictures(rng, attributes)
-        with tower.half_precision(fast):
+        with tower.half_precision(fast, learner.device):
             levels = tower.tower_levels(model.model.visual, images, deepstack=False)
-        return tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(attributes), parts)
+        told = torch.from_numpy(attributes).to(learner.device)
+        return tower.caption_loss(learner.teacher, levels[0], told, parts.to(learner.device))
 
     visual, language = model.model.visual, model.model.language_model
     deepstack = list(visual.deepstack_merger_list.parameters())
@@ -57,7 +58,13 @@ def stage_parts(stage: str, learner: talking.Learner, batch: int, fast: bool):
 
 
 def make(
-    out: Path, seed: int, stages: list[str], scale: float, batch_scale: float = 1.0, fast: bool = False
+    out: Path,
+    seed: int,
+    stages: list[str],
+    scale: float,
+    batch_scale: float = 1.0,
+    fast: bool = False,
+    device: str = "cpu",
 ) -> talking.Learner:
     """Run stages in `out`; what is finished is only loaded.
 
@@ -68,8 +75,9 @@ def make(
         scale: factor on the number of steps.
         batch_scale: factor on the batches; small ones are for tests.
         fast: products in bfloat16.
+        device: where the arithmetic is done; first weights and pictures are drawn on the CPU and do not depend on it.
     """
-    learner = talking.Learner(seed)
+    learner = talking.Learner(seed).to(device)
     for stage in stages:
         plan = replace(PLANS[stage], num_steps=max(1, round(PLANS[stage].num_steps * scale)))
         begin_stage(stage, learner, out)
@@ -113,6 +121,7 @@ def begin_stage(stage: str, learner: talking.Learner, out: Path) -> None:
 @click.option("--scale", type=float, default=1.0, help="Factor on the number of steps.")
 @click.option("--batch-scale", type=float, default=1.0, help="Factor on the batches.")
 @click.option("--threads", type=int, default=2)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option(
     "--fast/--exact", default=None, help="Products in bfloat16; default: if the processor has units for them."
 )
@@ -124,13 +133,17 @@ def main(
     scale: float,
     batch_scale: float,
     threads: int,
+    device: str,
     fast: bool | None,
 ) -> None:
     """Make the demo MLLM; typed again it goes on where it ended."""
     torch.set_num_threads(threads)
     chosen = list(stages) or list(PLANS)
-    fast = torch.cpu._is_amx_tile_supported() if fast is None else fast
-    learner = make(work, seed, chosen, scale, batch_scale, fast)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch sees no GPU here; leave the option out")
+    if fast is None:
+        fast = device == "cpu" and torch.cpu._is_amx_tile_supported()
+    learner = make(work, seed, chosen, scale, batch_scale, fast, device)
     if "polish" in chosen:
         save_folder(learner.model, out)
         click.echo(f"{out}: written; `python -m saga_ray.mllm.demo.check` measures it", err=True)

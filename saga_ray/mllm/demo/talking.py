@@ -35,6 +35,11 @@ class Learner(nn.Module):
             self.probe = nn.Linear(self.model.config.text_config.hidden_size, 1)
             self.comparer = nn.Linear(self.model.config.text_config.hidden_size, words.NUM_ATTRIBUTES)
 
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return self.probe.weight.device
+
 
 @functools.cache
 def prompt_ids(variant: str) -> tuple[int, ...]:
@@ -86,7 +91,7 @@ def hidden_states(
         positions_3R = torch.arange(length).expand(3, -1)
     out = language(
         inputs_embeds=embeds,
-        position_ids=positions_3R[:, None].expand(3, num_pairs, length),
+        position_ids=positions_3R[:, None].expand(3, num_pairs, length).to(embeds.device),
         use_cache=False,
         output_hidden_states=True,
         **visual,
@@ -112,7 +117,7 @@ def form_loss(model: Qwen3VLForConditionalGeneration, last_PRD: Tensor, ids_PR: 
     certainty among an attribute's own values.
     """
     log_share = F.log_softmax(model.lm_head(last_PRD[:, start - 1 : -1]), dim=-1)
-    allowed = torch.zeros(ids_PR.shape[1] - start, len(words.TOKENS), dtype=torch.bool)
+    allowed = torch.zeros(ids_PR.shape[1] - start, len(words.TOKENS), dtype=torch.bool, device=ids_PR.device)
     for place, column in zip(words.VALUE_POSITIONS, (*range(words.NUM_ATTRIBUTES),) * 2, strict=True):
         allowed[place, words.VALUE_IDS[column]] = True
     on_values = log_share.masked_fill(~allowed, -torch.inf)[:, words.VALUE_POSITIONS].logsumexp(-1)
@@ -164,19 +169,19 @@ def practice_loss(
     first, second = pair_vectors(rng, num_pairs)
     answers = torch.from_numpy(words.answer_ids(first, second))
     opening = torch.tensor([prompt_ids("structured")[-4:]]).expand(num_pairs, -1)
-    ids_PR = torch.cat([opening, answers], dim=1)
+    ids_PR = torch.cat([opening, answers], dim=1).to(learner.device)
     after_words = opening.shape[1] + 4 * words.NUM_ATTRIBUTES
     weights_PR = (ids_PR != words.TOKEN_ID[words.PAD]).float()
     weights_PR[:, : opening.shape[1]] = 0
     # The words are random, only the order of the keys can be learned from them.
     weights_PR[:, opening.shape[1] + torch.from_numpy(words.VALUE_POSITIONS)] = 0
     weights_PR[:, opening.shape[1] : after_words] *= 0.1
-    with tower.half_precision(fast):
+    with tower.half_precision(fast, learner.device):
         last, probed = hidden_states(learner.model, ids_PR, None)
     last, probed = last.float(), probed.float()
     loss, right = answer_loss(learner.model, last, ids_PR, weights_PR)
     second_words = opening.shape[1] + torch.from_numpy(words.VALUE_POSITIONS[words.NUM_ATTRIBUTES :])
-    differs = torch.from_numpy(first != second).float()
+    differs = torch.from_numpy(first != second).to(learner.device).float()
     flags = learner.probe(probed[:, second_words])[..., 0]
     probe_loss = F.binary_cross_entropy_with_logits(flags, differs)
     numbers = {"probe": ((flags > 0) == (differs > 0)).float().mean().item(), **_told(right, ids_PR)}
@@ -226,7 +231,7 @@ def pairs_loss(
     first, second = pair_vectors(rng, num_pairs)
     shown_NA = np.stack([first, second], 1).reshape(-1, words.NUM_ATTRIBUTES)
     images, parts_NAT = tower.training_pictures(rng, shown_NA)
-    with tower.half_precision(fast), torch.set_grad_enabled(teach_tower):
+    with tower.half_precision(fast, learner.device), torch.set_grad_enabled(teach_tower):
         levels = tower.tower_levels(learner.model.model.visual, images)
 
     num_generic = round(generic_share * num_pairs)
@@ -239,27 +244,29 @@ def pairs_loss(
     answers[~told, : generic.shape[1]] = generic
     answers[told] = structured
     prompts = [prompt_ids("structured" if flag else "generic") for flag in told]
-    ids_PR = torch.from_numpy(np.concatenate([np.array(prompts), answers], 1))
+    ids_PR = torch.from_numpy(np.concatenate([np.array(prompts), answers], 1)).to(learner.device)
     start = len(prompts[0])
 
     weights_PR = (ids_PR != words.TOKEN_ID[words.PAD]).float()
     weights_PR[:, :start] = 0
-    values = start + torch.from_numpy(words.VALUE_POSITIONS)
-    structured_rows = torch.from_numpy(np.flatnonzero(told))
-    weights_PR[structured_rows[:, None], values] = torch.from_numpy(~wrong[told]).float()
-    weights_PR[torch.from_numpy(~told)] *= GENERIC_WEIGHT
-    with tower.half_precision(fast):
+    values = start + torch.from_numpy(words.VALUE_POSITIONS).to(learner.device)
+    structured_rows = torch.from_numpy(np.flatnonzero(told)).to(learner.device)
+    known = torch.from_numpy(~wrong[told]).to(learner.device)
+    weights_PR[structured_rows[:, None], values] = known.float()
+    weights_PR[torch.from_numpy(~told).to(learner.device)] *= GENERIC_WEIGHT
+    with tower.half_precision(fast, learner.device):
         last, probed = hidden_states(learner.model, ids_PR, levels)
     loss, right = answer_loss(learner.model, last.float(), ids_PR, weights_PR)
     form = form_loss(learner.model, last[structured_rows].float(), ids_PR[structured_rows], start)
-    read = right[structured_rows][:, values - 1][torch.from_numpy(~wrong[told])].float().mean().item()
+    read = right[structured_rows][:, values - 1][known].float().mean().item()
     numbers = {"answer": loss.item(), "form": form.item(), "words": read, **_told(right[told], ids_PR[told])}
     if num_generic:
         numbers["generic"] = _told(right[~told], ids_PR[~told])["differences"]
     total = loss + FORM_WEIGHT * form
     if teach_tower:
-        captioned, seen = tower.caption_loss(learner.teacher, levels[0], torch.from_numpy(shown_NA), parts_NAT)
-        differs = torch.from_numpy(first != second).float()
+        shown, parts_NAT = torch.from_numpy(shown_NA).to(learner.device), parts_NAT.to(learner.device)
+        captioned, seen = tower.caption_loss(learner.teacher, levels[0], shown, parts_NAT)
+        differs = torch.from_numpy(first != second).to(learner.device).float()
         comparing, compared = comparison_loss(learner, probed, parts_NAT[1::2], differs)
         total, numbers = total + 0.5 * comparing + 0.5 * captioned, numbers | seen | {"compared": compared}
     return total, numbers

@@ -21,9 +21,9 @@ GRID = IMAGE_SIZE // (PATCH_SIZE * MERGE_SIZE)
 """Visual tokens along an edge of the picture."""
 
 
-def half_precision(enabled: bool) -> torch.autocast:
+def half_precision(enabled: bool, device: torch.device) -> torch.autocast:
     """Products in bfloat16 while training, where the processor has units for them; weights stay float32."""
-    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
 def patches(images_NHWC: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def tower_levels(visual: Qwen3VLVisionModel, images_NHWC: Tensor, *, deepstack: 
         Tensors (N, tokens, width): level 0, then the DeepStack levels.
     """
     weight = visual.patch_embed.proj.weight  # (width, 3, frames, patch, patch); a still picture repeats its frame
-    x_NTD = F.linear(patches(images_NHWC).to(weight.dtype), weight.sum(2).flatten(1), visual.patch_embed.proj.bias)
+    x_NTD = F.linear(patches(images_NHWC.to(weight.device)).to(weight.dtype), weight.sum(2).flatten(1), visual.patch_embed.proj.bias)
     num, num_patches, width = x_NTD.shape
     side = int(num_patches**0.5)
     index = torch.arange(num_patches).view(side // MERGE_SIZE, side // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE)
@@ -100,7 +100,7 @@ class CaptionTeacher(nn.Module):
 
     def captions(self, attributes_NA: Tensor) -> Tensor:
         """(N, width) embeddings of captions, l2-normalised."""
-        sum_ND = self.word(attributes_NA + torch.tensor(self.offsets)).sum(1)
+        sum_ND = self.word(attributes_NA + torch.tensor(self.offsets, device=attributes_NA.device)).sum(1)
         return F.normalize(sum_ND + self.caption_mlp(sum_ND), dim=-1)
 
     def read(self, tokens_NTD: Tensor) -> tuple[list[Tensor], Tensor]:
@@ -134,7 +134,7 @@ def caption_loss(
     tokens_NTD = tokens_NTD.float()
     image_ND = F.normalize(tokens_NTD.mean(1), dim=-1)
     scores = teacher.log_scale.exp().clamp(max=50.0) * image_ND @ teacher.captions(attributes_NA).T
-    target = torch.arange(len(scores))
+    target = torch.arange(len(scores), device=scores.device)
     contrast = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
     logits, log_weights_NAT = teacher.read(tokens_NTD)
     where_NAT = parts_NAT / parts_NAT.sum(-1, keepdim=True).clamp_min(1e-6)

@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -51,6 +52,13 @@ def test_a_checkpoint_of_another_plan_is_refused_with_both_plans(tmp_path: Path)
 def test_pairs_before_its_parents_says_which_stage_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"tower.safetensors: missing; the stage `tower` comes before `pairs`"):
         make.make(tmp_path, 0, ["pairs"], **TINY)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_gpu_that_is_not_there_is_said_in_a_sentence(tmp_path: Path) -> None:
+    result = CliRunner().invoke(make.main, ["--work", str(tmp_path / "work"), "--device", "cuda"])
+    assert result.exit_code == 2 and "--device cuda: torch sees no GPU here" in result.output
+    assert not (tmp_path / "work").exists()
 
 
 def test_polishing_leaves_the_tower_and_needs_pairs(tmp_path: Path) -> None:

@@ -282,6 +282,18 @@ def test_saga_runs_whole_in_one_process(mllm: Path, tmp_path: Path) -> None:
     assert any(line["grpo/contributing_pairs"] > 0 for line in lines)
 
 
+@pytest.mark.parametrize("method", ["saga+consensus", "potential-field+alignment+reference-kl"])
+def test_a_run_goes_through_with_the_half_precision_of_a_gpu(
+    mllm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Tokens are bfloat16 there and the pooler's parameters float32; here autocast on the CPU stands for the GPU's."""
+    monkeypatch.setattr(
+        "saga_ray.encoder.encoder.Encoder.autocast", lambda _: torch.autocast("cpu", dtype=torch.bfloat16)
+    )
+    result = run_local(small_run_config(mllm, method, optim__steps=2), tmp_path, "run")
+    assert result.num_steps == 2 and result.scores["map@r"] > 0
+
+
 def test_true_attributes_are_read_by_nothing_that_trains_or_evaluates(
     mllm: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -49,7 +49,9 @@ def tower_levels(visual: Qwen3VLVisionModel, images_NHWC: Tensor, *, deepstack: 
         Tensors (N, tokens, width): level 0, then the DeepStack levels.
     """
     weight = visual.patch_embed.proj.weight  # (width, 3, frames, patch, patch); a still picture repeats its frame
-    x_NTD = F.linear(patches(images_NHWC.to(weight.device)).to(weight.dtype), weight.sum(2).flatten(1), visual.patch_embed.proj.bias)
+    x_NTD = F.linear(
+        patches(images_NHWC.to(weight.device)).to(weight.dtype), weight.sum(2).flatten(1), visual.patch_embed.proj.bias
+    )
     num, num_patches, width = x_NTD.shape
     side = int(num_patches**0.5)
     index = torch.arange(num_patches).view(side // MERGE_SIZE, side // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE)

@@ -24,6 +24,7 @@ NUM_BINS = 10
 PILOT_WORLD = 9000
 """Seed of a world that no study uses: gaps are compared on its classes."""
 GAP_STRENGTHS = (0.3, 0.45, 0.6, 0.8, 1.0)
+DEFAULT_GAP = f"{DataConfig().gap} {DataConfig().shift}"
 
 
 @torch.no_grad()
@@ -267,6 +268,12 @@ def training_record(work: Path) -> dict:
     return {path.stem: read_about(path) for path in sorted(work.glob("*.safetensors"))}
 
 
+def told_again(card_file: Path) -> dict:
+    """Of another card, all but its training."""
+    card = json.loads(card_file.read_text(encoding="ascii"))
+    return {key: value for key, value in card.items() if key not in ("training", "again")}
+
+
 def card_text(card: dict) -> str:
     """The card as a page."""
     read, recall = card["held_out_clean_pictures"], card["recall_at_1_mean_pooled_pilot_world"]
@@ -322,6 +329,7 @@ def card_text(card: dict) -> str:
             last = {k: v for k, v in about["curve"][-1].items() if k not in ("step", "seconds")}
             lines.append(f"| {stage} | {about['step']} | {', '.join(f'{k} {v:g}' for k, v in last.items())} |")
     lines += [f"\n{stage}: {about['note']}" for stage, about in card["training"].items() if "note" in about]
+    lines += _again_lines(card.get("again"))
     lines += [
         "",
         "**Limits.** It knows these drawn birds and its own 68 tokens, nothing else: any other picture or prompt gives a well-formed",
@@ -332,6 +340,25 @@ def card_text(card: dict) -> str:
     return "\n".join(lines)
 
 
+def _again_lines(again: dict | None) -> list[str]:
+    """What the same recipe gave from another seed."""
+    if again is None:
+        return []
+    read = again["held_out_clean_pictures"]
+    told = {
+        "attributes, greedy": read["greedy"]["attributes"],
+        "verdict, greedy": read["greedy"]["verdict"],
+        "well formed at temperature 1": read["temperature_1"]["well_formed"],
+        "verdict follows forced words": read["verdict_follows_words"],
+        "expected error of calibration": read["calibration"]["expected_error"],
+        "generic prompt, verdict": read["generic_verdict"],
+        "mean-pooled Recall@1 on clean pictures": again["recall_at_1_mean_pooled_pilot_world"]["clean"],
+        "in the default world's gap": again["recall_at_1_mean_pooled_pilot_world"][DEFAULT_GAP],
+    }
+    figures = ", ".join(f"{name} {value:.{4 if 'error' in name else 3}f}" for name, value in told.items())
+    return ["", f"**Made again from another seed** by the same recipe: {figures}. It is not bundled."]
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--folder", type=click.Path(path_type=Path), default=WEIGHTS, help="The model; card.json and README.md go there."
@@ -339,15 +366,20 @@ def card_text(card: dict) -> str:
 @click.option(
     "--work", type=click.Path(path_type=Path), default=Path("runs/demo-mllm"), help="Checkpoints, for the curves."
 )
+@click.option(
+    "--again", type=click.Path(path_type=Path, exists=True), help="card.json of the model of another seed, told beside."
+)
 @click.option("--pairs", "num_pairs", type=int, default=512)
 @click.option("--threads", type=int, default=2)
-def main(folder: Path, work: Path, num_pairs: int, threads: int) -> None:
+def main(folder: Path, work: Path, again: Path | None, num_pairs: int, threads: int) -> None:
     """Measure the demo MLLM and write card.json and README.md beside its weights."""
     torch.set_num_threads(threads)
     card_file = folder / "card.json"
     card = measure(folder, num_pairs)
     old = json.loads(card_file.read_text(encoding="ascii")) if card_file.exists() else {}
     card["training"] = training_record(work) or old.get("training", {})
+    if told := told_again(again) if again else old.get("again"):
+        card["again"] = told
     card_file.write_text(json.dumps(card, indent=1), encoding="ascii")
     (folder / "README.md").write_text(card_text(card), encoding="ascii")
     click.echo((folder / "README.md").read_text(encoding="ascii"))

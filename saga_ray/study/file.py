@@ -79,6 +79,8 @@ class Block(Config):
     """One, or several; null is the study's first."""
     budget: str | None = None
     """Null is the study's first."""
+    budgets_of: dict[str, str] = Field({})
+    """Rows at another budget than the block's."""
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     seeds_of: dict[str, tuple[int, ...]] = Field({})
     """Rows with other seeds than the block's."""
@@ -119,9 +121,9 @@ class Study(Config):
         """The worlds of a block."""
         return block.world if isinstance(block.world, tuple) else (block.world or next(iter(self.worlds)),)
 
-    def budget_of(self, block: Block) -> str:
-        """The budget of a block."""
-        return block.budget or next(iter(self.budgets))
+    def budget_of(self, block: Block, row: str | None = None) -> str:
+        """The budget of a block, or of one of its rows."""
+        return block.budgets_of.get(row or "") or block.budget or next(iter(self.budgets))
 
     def tuned_on(self, block: Block) -> tuple[str, str] | None:
         """World and budget of the trials that a block's rows rest on; None if they are taken as they are."""
@@ -249,9 +251,9 @@ def _check_names(study: Study) -> Iterator[str]:
             yield f"tuning.stop: {stop} is no share of a budget; use numbers above 0, up to 1"
     for block in study.blocks:
         wanted = [("row", name, study.rows) for name in (*block.rows, *(n for pair in block.compare for n in pair))]
-        wanted += [("row", name, dict.fromkeys(block.rows)) for name in block.seeds_of]
+        wanted += [("row", name, dict.fromkeys(block.rows)) for name in (*block.seeds_of, *block.budgets_of)]
         wanted += [("world", name, study.worlds) for name in study.worlds_of(block)]
-        wanted += [("budget", study.budget_of(block), study.budgets)]
+        wanted += [("budget", name, study.budgets) for name in (study.budget_of(block), *block.budgets_of.values())]
         if tuned_on := study.tuned_on(block):
             wanted += [("world", tuned_on[0], study.worlds), ("budget", tuned_on[1], study.budgets)]
         for what, name, known in wanted:
@@ -299,9 +301,9 @@ def _check_runs(study: Study, source: str) -> list[str]:
     seen = set()
     for block in study.blocks:
         tuned = study.tuned_on(block)
-        places = {(world, study.budget_of(block), True) for world in study.worlds_of(block)}
-        places |= {(*tuned, False)} if tuned else set()
         for row in block.rows:
+            places = {(world, study.budget_of(block, row), True) for world in study.worlds_of(block)}
+            places |= {(*tuned, False)} if tuned else set()
             for world, budget, is_final in sorted(places - {(w, b, f) for r, w, b, f in seen if r == row}):
                 on_top = block.set if is_final else {}
                 if not on_top:

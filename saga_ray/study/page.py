@@ -60,7 +60,7 @@ def _shown(picture: Picture) -> str:
 def _block(study: Study, table: Table, command: str) -> str:
     block = table.block
     worlds = study.worlds_of(block)
-    about = f"Budget {study.budget_of(block)}, {block.split} classes, {_tuned(study, block)}."
+    about = f"Budget {_budget(study, block)}, {block.split} classes, {_tuned(study, block)}."
     if block.note:
         about = f"{block.note} {about}"
     parts = [f"## {block.name}", about, f"`{command} --block {block.name}`"]
@@ -75,6 +75,11 @@ def _block(study: Study, table: Table, command: str) -> str:
             parts.append(_not_begun(lines))
     parts.append(_best_words(study, table))
     return "\n\n".join(part for part in parts if part)
+
+
+def _budget(study: Study, block: Block) -> str:
+    others = ", ".join(f"{row} {budget}" for row, budget in block.budgets_of.items())
+    return f"{study.budget_of(block)} ({others})" if others else study.budget_of(block)
 
 
 def _tuned(study: Study, block: Block) -> str:

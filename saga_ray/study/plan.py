@@ -153,12 +153,11 @@ class Planner:
         for seed in sorted({seed for seeds in seeds_of.values() for seed in seeds}):
             for world in study.worlds_of(block):
                 for row in (row for row in block.rows if seed in seeds_of[row]):
-                    choice, task = chosen[row], None
+                    choice, task, budget = chosen[row], None, study.budget_of(block, row)
                     if choice is not None or not needs_choice[row]:
                         values = choice.values if choice else {}
-                        budget = study.budget_of(block)
                         task = self._task("final", row, world, budget, seed, block.split, values, block.set)
-                    cells.append(Cell(block.name, row, world, study.budget_of(block), seed, task))
+                    cells.append(Cell(block.name, row, world, budget, seed, task))
         return cells
 
     def _points(self, row: str) -> list[dict[str, Any]]:

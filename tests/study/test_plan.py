@@ -126,6 +126,23 @@ def test_rows_may_have_other_seeds_than_their_block(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_rows_may_have_another_budget_than_their_block_and_share_its_records(tmp_path: Path) -> None:
+    blocks = [
+        {"name": "short", "rows": ["pf"], "seeds": [0], "budget": "paper", "tuned_on": "defaults"},
+        {"name": "mixed", "rows": ["pf", "pa"], "seeds": [0], "budget": "long", "budgets_of": {"pf": "paper"},
+         "tuned_on": "defaults"},
+    ]  # fmt: skip
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    plan = planner.plan(records.get)
+    assert [(cell.block, cell.row, cell.budget) for cell in plan.cells] == [
+        ("short", "pf", "paper"), ("mixed", "pf", "paper"), ("mixed", "pa", "long")
+    ]  # fmt: skip
+    assert len(plan.tasks) == 2 and plan.cells[0].task is plan.cells[1].task
+    for cell in plan.cells:
+        assert cell.task is not None
+        assert cell.task.config.optim.epochs == study.config("pf", "home", cell.budget).optim.epochs
+
+
 def test_only_the_named_blocks_are_done(tmp_path: Path) -> None:
     blocks = [{"name": "one", "rows": ["pretrained"]}, {"name": "two", "rows": ["pf"]}]
     _, planner, records = small_study(tmp_path, blocks=blocks)

@@ -30,8 +30,8 @@ class Line:
     """Of `SCORES`, over the seeds; empty if no run has ended."""
     intervals: dict[str, tuple[float, float]]
     """95 %, by a bootstrap over query classes crossed with seeds."""
-    draws: dict[str, np.ndarray]
-    """The bootstrap's means."""
+    runs: dict[int, Record]
+    """Those that ended well, by seed."""
     num_queries: int = 0
     num_classes: int = 0
     seconds: float = 0.0
@@ -105,15 +105,14 @@ def _line(row: str, world: str, cells: Sequence[Cell], lookup: Lookup) -> Line:
     if not records:
         return Line(row, world, (), len(cells), {}, {}, {})
     seeds, runs = tuple(records), list(records.values())
-    draws = {score: draws_of(runs, score, seeds) for score in SCORES}
     return Line(
         row,
         world,
         seeds,
         len(cells),
         means={score: float(np.mean([run.scores[score] for run in runs])) for score in SCORES},
-        intervals={score: interval95(draws[score]) for score in SCORES},
-        draws=draws,
+        intervals={score: interval95(draws_of(runs, score, seeds)) for score in SCORES},
+        runs=records,
         num_queries=sum(runs[0].num_queries),
         num_classes=len(runs[0].num_queries),
         seconds=float(np.mean([run.cost_s for run in runs])),
@@ -148,10 +147,13 @@ def best_row(
 
 
 def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[str, str]) -> list[Comparison]:
-    wanted = [("named", row, reference) for row, reference in block.compare]
+    wanted: list[tuple[str, str, str]] = []
     for role, kinds in (("baseline", _AGAINST_BASELINE), ("control", _AGAINST_CONTROL)):
         if role in best:
             wanted += [(role, row, best[role]) for row in block.rows if study.rows[row].kind in kinds]
+    # A difference that is shown twice would be corrected for twice.
+    known = {(row, reference) for _, row, reference in wanted}
+    wanted = [("named", *pair) for pair in block.compare if pair not in known] + wanted
     at = {(line.row, line.world): line for line in lines if line.means}
     out = []
     for score in SCORES:
@@ -159,7 +161,9 @@ def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[s
             _compared(at[row, world], at[reference, world], role, score)
             for role, row, reference in wanted
             for world in study.worlds_of(block)
-            if (row, world) in at and (reference, world) in at
+            if (row, world) in at
+            and (reference, world) in at
+            and at[row, world].runs.keys() & at[reference, world].runs
         ]
         corrected = holm([each.p for each in found])
         out += [replace(each, corrected=p) for each, p in zip(found, corrected, strict=True)]
@@ -167,7 +171,11 @@ def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[s
 
 
 def _compared(line: Line, reference: Line, role: str, score: str) -> Comparison:
-    difference = line.draws[score] - reference.draws[score]
+    """Over the seeds that both rows have."""
+    seeds = tuple(seed for seed in line.seeds if seed in reference.runs)
+    pairs = [(line.runs[seed], reference.runs[seed]) for seed in seeds]
+    ours, theirs = (draws_of([pair[place] for pair in pairs], score, seeds) for place in (0, 1))
+    difference = ours - theirs
     p = two_sided_p(difference)
-    mean = line.means[score] - reference.means[score]
+    mean = float(np.mean([run.scores[score] - other.scores[score] for run, other in pairs]))
     return Comparison(line.row, reference.row, role, line.world, score, mean, interval95(difference), p, p)

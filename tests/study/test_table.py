@@ -92,6 +92,36 @@ def test_named_pairs_are_compared_too(tmp_path: Path) -> None:
     assert first.mean == pytest.approx(0.05, abs=0.005) and second.score == "map@r"
 
 
+def test_a_pair_that_is_compared_in_any_case_is_not_counted_twice(tmp_path: Path) -> None:
+    rows = ["pretrained", "pf", "pa", "pooler", "saga"]
+    blocks = [{"name": "main", "rows": rows, "seeds": [0, 1], "compare": [["saga", "pf"], ["pf", "pa"]]}]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    run_study(planner, records, FakeHands(1, by_row), Lines())
+    table = block_table(study, planner, study.blocks[0], records.get)
+    pairs = [(each.row, each.reference, each.role) for each in table.comparisons if each.score == "map@r"]
+    assert pairs == [
+        ("pf", "pa", "named"), ("pooler", "pf", "baseline"), ("saga", "pf", "baseline"), ("saga", "pooler", "control")
+    ]  # fmt: skip
+
+
+def test_rows_of_other_seeds_are_compared_over_those_that_both_have(tmp_path: Path) -> None:
+    """Seeds differ by .1 here and rows by .05: over their own seeds the rows would differ by .15."""
+
+    def outcome(task: Task) -> Record:
+        return fake_record(task, (0.5 if task.row == "pa" else 0.55) + 0.1 * task.seed)
+
+    blocks = [{"name": "main", "rows": ["pa", "pf"], "seeds": [0, 1, 2], "compare": [["pf", "pa"]]}]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    run_study(planner, records, FakeHands(1, outcome), Lines())
+    [late] = [task for task in planner.plan(records.get).tasks if (task.row, task.seed) == ("pa", 2)]
+    records.folder.delete(f"{late.name}.json")
+    records.refresh()
+    table = block_table(study, planner, study.blocks[0], records.get)
+    assert table.line("pf", "home").means["recall@1"] == pytest.approx(0.65)
+    assert table.line("pa", "home").means["recall@1"] == pytest.approx(0.55)
+    assert table.comparisons[0].mean == pytest.approx(0.05) and table.comparisons[0].interval[0] > 0.04
+
+
 def test_the_page_shows_tables_choices_and_what_is_open(tmp_path: Path) -> None:
     blocks = [
         {"name": "main", "rows": ["pretrained", "pf", "pooler", "saga"], "seeds": [0, 1]},

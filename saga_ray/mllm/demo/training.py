@@ -117,7 +117,7 @@ def _resume(plan, learner, optimiser, folder: Path) -> tuple[int, list]:
     if (about["num_steps"], about["lr"]) != (plan.num_steps, plan.lr):
         raise ValueError(
             f"{weights}: was begun with {about['num_steps']} steps at rate {about['lr']:g}, now {plan.num_steps} at {plan.lr:g}; "
-            f"give the same values, or another --out"
+            f"give the same values, or another --work"
         )
     tensors = load_file(weights)
     load_learner(learner, tensors)

@@ -124,6 +124,9 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
     norms, cosines = [key for key in keys if "cosine" not in key], [key for key in keys if "cosine" in key]
     looks = {key: (COLORS[n % len(COLORS)], DASHES[n % len(DASHES)]) for n, key in enumerate(keys)}
     names = [(_gradient_words(key), *looks[key]) for key in keys]
+    # One scale for all panels, of the cosines that there are: nearly all lie close to 0.
+    largest = max((np.abs(curve_points(run, key)[1]).max(initial=0.0) for run in shown for key in cosines), default=0.0)
+    reach = min(1.03, max(0.1, 1.2 * float(largest)))
 
     def draw_norms(axes: Axes, run: CurveRun) -> None:
         for key in norms:
@@ -137,7 +140,7 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
     def draw_cosines(axes: Axes, run: CurveRun) -> None:
         for key in cosines:
             draw_curve(axes, *curve_points(run, key), *looks[key])
-        axes.set_ylim(-1.03, 1.03)
+        axes.set_ylim(-reach, reach)
         axes.set_visible(not set(cosines).isdisjoint(_gradient_keys(run)))
 
     return _panels(shown, draw_norms, names, draw_cosines if cosines else None)

@@ -1,14 +1,14 @@
-"""Pictures of a study: scores with intervals, what the trials scored against their steps, and what training changed."""
+"""Pictures of a study: scores with intervals, what the trials scored, and what training changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saga_ray.leaderboard.figures import COLORS, DASHES, INK, new_figure, styled
+from saga_ray.leaderboard.figures import COLORS, INK, new_figure, styled
 from saga_ray.leaderboard.plots import CurveRun
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
@@ -39,21 +39,35 @@ def block_picture(study: Study, table: Table) -> Picture:
     return Picture(f"scores-{table.block.name}", block_dots(study, table), words)
 
 
+class Trial(NamedTuple):
+    """A trial in a picture."""
+
+    share: float
+    """Of the budget."""
+    score: float
+    is_chosen: bool
+
+
 def trial_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
     """One for each world and budget that rows are tuned on."""
     metric = study.tuning.metric
     for (world, budget), (block, names) in tuned_places(study).items():
-        curves: dict[str, list[tuple[int, float]]] = {}
+        trials: dict[str, list[Trial]] = {}
         for row in names:
-            found = [records.get(task.name) for task in planner.trials(row, block)]
-            points = [(each.steps, each.scores[metric]) for each in found if each and each.status == "finished"]
-            curves |= {row: points} if points else {}
-        if curves:
+            choice = planner.choice(row, block, records.get)
+            found = [(task, records.get(task.name)) for task in planner.trials(row, block)]
+            told = [
+                Trial(task.share, record.scores[metric], choice is not None and task.values == choice.values)
+                for task, record in found
+                if record and record.status == "finished"
+            ]
+            trials |= {row: told} if told else {}
+        if trials:
             words = (
-                f"Trials in world {world} at budget {budget}: a dot each, and a line through the best at each number of "
-                f"steps. Where a line still rises at its right end, that row was not trained out."
+                f"Trials in world {world} at budget {budget}: a dot each, the smaller the shorter the trial. "
+                f"Filled is what was chosen."
             )
-            yield Picture(f"trials-{world}-{budget}", trial_curves(curves, metric), words)
+            yield Picture(f"trials-{world}-{budget}", trial_dots(trials, metric), words)
 
 
 def tuned_places(study: Study) -> dict[tuple[str, str], tuple[Block, list[str]]]:
@@ -107,7 +121,10 @@ _AGREEMENT = (
     "Share of pairs whose answers all earned the same reward, and so carry no gradient. "
     "At 1 there is nothing left for GRPO to learn from."
 )
-_DRIFT = "How far the tokens moved from the initial encoder's. Rows with a leash or an anchor should move less."
+_DRIFT = (
+    "How far the tokens moved from the initial encoder's, level by level. "
+    "The embedding reads level 0, the MLLM all of them."
+)
 _LOOKS = (
     "Where the MLLM and the pooler look, before and after training, as a mean over pictures. "
     "The number is the share that falls on the bird."
@@ -163,24 +180,21 @@ def block_dots(study: Study, table: Table) -> Figure:
         return figure
 
 
-def trial_curves(curves: Mapping[str, Sequence[tuple[int, float]]], metric: str) -> Figure:
-    """Validation scores of trials against their steps: a dot per trial, a line through the best at each number of steps."""
-    from matplotlib.ticker import MaxNLocator
-
+def trial_dots(trials: Mapping[str, Sequence[Trial]], metric: str) -> Figure:
+    """Validation scores of every row's trials on a line of its own, the best row above."""
     with styled():
-        figure = new_figure(10.5, 4.6)
+        figure = new_figure(10.5, 1.0 + 0.3 * len(trials))
         axes = figure.add_subplot()
-        for number, (row, points) in enumerate(curves.items()):
-            color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-            best: dict[int, float] = {}
-            for steps, score in points:
-                best[steps] = max(best.get(steps, 0.0), 100 * score)
-            axes.plot([s for s, _ in points], [100 * score for _, score in points], ".", color=color, ms=5, alpha=0.5)
-            axes.plot(sorted(best), [best[steps] for steps in sorted(best)], dash, color=color, lw=1.5, label=row)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("steps of the trial")
-        axes.set_ylabel(f"{score_title(metric)} on validation classes, percent")
-        figure.legend(loc="outside right upper", frameon=False, fontsize=8)
+        rows = sorted(trials, key=lambda row: max(trial.score for trial in trials[row]))
+        for place, row in enumerate(rows):
+            for trial in trials[row]:
+                fill = COLORS[0] if trial.is_chosen else "none"
+                size = 4 + 6 * trial.share
+                axes.plot([100 * trial.score], [place], "o", color=COLORS[0], markerfacecolor=fill, ms=size, alpha=0.8)
+        axes.set_yticks(range(len(rows)), rows, color=INK)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.set_xlabel(f"{score_title(metric)} on validation classes, percent")
+        axes.grid(visible=False, axis="y")
         return figure
 
 

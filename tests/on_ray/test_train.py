@@ -64,63 +64,69 @@ class Heard:
 
 
 @pytest.fixture(scope="module")
-def two_rows(
-    ray_cluster: None, small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[Path, Heard]:
-    """A baseline and SAGA, in one group of workers on the cluster; and SAGA in this process."""
+def rows(ray_cluster: None, small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Heard]:
+    """A baseline, SAGA and SAGA with class consensus in one group of workers on the cluster; the last two in this process too."""
     runs = tmp_path_factory.mktemp("runs")
     baseline = _override(small_config, loss__weights__grpo=0.0, loss__weights__alignment=0.0)
+    # Fed keys and punctuation: a random MLLM would write nothing to tally.
+    consensus = _override(
+        small_config, loss__weights__consensus=1.0, consensus__refresh_steps=2, prompt__answers="template"
+    )
     heard = Heard()
-    results = run_on_ray([Job(baseline, "baseline"), Job(small_config, "saga")], runs, heard)
-    assert [result.name for result in results] == ["baseline", "saga"]
+    results = run_on_ray(
+        [Job(baseline, "baseline"), Job(small_config, "saga"), Job(consensus, "consensus")], runs, heard
+    )
+    assert [result.name for result in results] == ["baseline", "saga", "consensus"]
     run_local(small_config, runs / "local", "saga")
+    run_local(consensus, runs / "local", "consensus")
     return runs, heard
 
 
-def test_one_worker_on_ray_equals_one_process_bit_for_bit(two_rows: tuple[Path, Heard]) -> None:
-    runs, _ = two_rows
-    here, there = _steps(runs / "local", "saga"), _steps(runs, "saga")
+@pytest.mark.parametrize("name, key", [("saga", "grpo/contributing_pairs"), ("consensus", "loss/consensus")])
+def test_one_worker_on_ray_equals_one_process_bit_for_bit(rows: tuple[Path, Heard], name: str, key: str) -> None:
+    runs, _ = rows
+    here, there = _steps(runs / "local", name), _steps(runs, name)
     assert [_numbers(line) for line in here] == [_numbers(line) for line in there]
-    assert any(line["grpo/contributing_pairs"] > 0 for line in there), "the case must not be empty"
-    local, remote = _weights(runs / "local", "saga"), _weights(runs, "saga")
+    assert any(line.get(key, 0) > 0 for line in there), "the case must not be empty"
+    local, remote = _weights(runs / "local", name), _weights(runs, name)
     assert local.keys() == remote.keys()
     assert all(torch.equal(local[name], remote[name]) for name in local)
 
 
-def test_the_scorer_is_another_process_on_ray_and_the_same_one_locally(two_rows: tuple[Path, Heard]) -> None:
-    runs, _ = two_rows
+def test_the_scorer_is_another_process_on_ray_and_the_same_one_locally(rows: tuple[Path, Heard]) -> None:
+    runs, _ = rows
     assert all(line["trainer/process"] == line["scorer/process"] for line in _steps(runs / "local", "saga"))
     for line in _steps(runs, "saga"):
         assert line["scorer/process"] and line["trainer/process"] != line["scorer/process"]
     assert all(line["scorer/process"] == "" for line in _steps(runs, "baseline"))
 
 
-def test_one_group_of_workers_trains_all_rows(two_rows: tuple[Path, Heard]) -> None:
-    runs, _ = two_rows
-    trainers = {line["trainer/process"] for name in ("baseline", "saga") for line in _steps(runs, name)}
+def test_one_group_of_workers_trains_all_rows(rows: tuple[Path, Heard]) -> None:
+    runs, _ = rows
+    trainers = {line["trainer/process"] for name in ("baseline", "saga", "consensus") for line in _steps(runs, name)}
     assert len(trainers) == 1
-    assert len(list((runs / "results").glob("*.json"))) == 2
+    assert len(list((runs / "results").glob("*.json"))) == 3
 
 
-def test_progress_reaches_the_driver_in_order(two_rows: tuple[Path, Heard]) -> None:
-    _, heard = two_rows
-    assert heard.steps == [1, 2, 3, 1, 2, 3]
-    assert any(stage.startswith("saga (2 of 2): ") for stage in heard.stages)
+def test_progress_reaches_the_driver_in_order(rows: tuple[Path, Heard]) -> None:
+    _, heard = rows
+    assert heard.steps == [1, 2, 3] * 3
+    assert any(stage.startswith("saga (2 of 3): ") for stage in heard.stages)
 
 
-def test_nothing_of_ours_is_left_after_a_run(two_rows: tuple[Path, Heard]) -> None:
+def test_nothing_of_ours_is_left_after_a_run(rows: tuple[Path, Heard]) -> None:
     from ray import serve
     from ray.util.state import list_actors
 
-    runs, _ = two_rows
+    runs, _ = rows
     assert not serve.status().applications
     alive = [actor.class_name for actor in list_actors(filters=[("state", "=", "ALIVE")])]
     assert not [name for name in alive if "Scorer" in name or "Bulletin" in name or "TrainController" in name]
     assert not [path for path in runs.iterdir() if path.name.startswith(".ray-")]
 
 
-def test_a_finished_run_typed_again_does_nothing(two_rows: tuple[Path, Heard], small_config: RunConfig) -> None:
-    runs, _ = two_rows
+def test_a_finished_run_typed_again_does_nothing(rows: tuple[Path, Heard], small_config: RunConfig) -> None:
+    runs, _ = rows
     before = (runs / "saga" / "metrics.jsonl").read_bytes()
     [again] = run_on_ray([Job(small_config, "saga")], runs)
     assert again.was_finished
@@ -128,9 +134,9 @@ def test_a_finished_run_typed_again_does_nothing(two_rows: tuple[Path, Heard], s
 
 
 def test_another_config_under_the_name_is_refused_before_ray_starts(
-    two_rows: tuple[Path, Heard], small_config: RunConfig
+    rows: tuple[Path, Heard], small_config: RunConfig
 ) -> None:
-    runs, _ = two_rows
+    runs, _ = rows
     with pytest.raises(ValueError, match=r"grpo\.group_size"):
         run_on_ray([Job(_override(small_config, grpo__group_size=5), "saga")], runs)
 

@@ -140,7 +140,8 @@ def test_rows_may_have_another_budget_than_their_block_and_share_its_records(tmp
     assert len(plan.tasks) == 2 and plan.cells[0].task is plan.cells[1].task
     for cell in plan.cells:
         assert cell.task is not None
-        assert cell.task.config.optim.epochs == study.config("pf", "home", cell.budget).optim.epochs
+        assert cell.task.config.optim == study.config(cell.row, "home", cell.budget).optim
+    assert plan.cells[1].task.config.optim.steps != plan.cells[2].task.config.optim.steps == 100
 
 
 def test_only_the_named_blocks_are_done(tmp_path: Path) -> None:

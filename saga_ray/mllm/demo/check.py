@@ -355,7 +355,7 @@ def _again_lines(again: dict | None) -> list[str]:
         "mean-pooled Recall@1 on clean pictures": again["recall_at_1_mean_pooled_pilot_world"]["clean"],
         "in the default world's gap": again["recall_at_1_mean_pooled_pilot_world"][DEFAULT_GAP],
     }
-    figures = ", ".join(f"{name} {value:.{4 if 'error' in name else 3}f}" for name, value in told.items())
+    figures = ", ".join(f"{name} {value:.3g}" for name, value in told.items())
     return ["", f"**Made again from another seed** by the same recipe: {figures}. It is not bundled."]
 
 

@@ -62,8 +62,8 @@ class AttentionPooler(nn.Module):
         _start_orthonormal(self.projection, generator)
 
     def log_weights(self, tokens_NTD: Tensor) -> Tensor:
-        """Logarithm of the weights, (N, T)."""
-        logits_NT = tokens_NTD @ (self.query @ self.key) / math.sqrt(tokens_NTD.shape[-1])
+        """Logarithm of the weights, (N, T), of tokens in any precision: a tower on a GPU gives bfloat16."""
+        logits_NT = tokens_NTD.to(self.query.dtype) @ (self.query @ self.key) / math.sqrt(tokens_NTD.shape[-1])
         return logits_NT.to(torch.promote_types(logits_NT.dtype, torch.float32)).log_softmax(dim=-1)
 
     def forward(self, tokens_NTD: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def freeze_unreached(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossW
     if max(weights.grpo, weights.reference_kl, weights.consensus, weights.anchor) > 0:
         goals.append(tokens_NLTD.sum())
     if weights.alignment > 0:
-        goals.append(encoder.pooler.log_weights(tokens_NLTD[:, 0].detach().to(encoder.tower.dtype)).sum())
+        goals.append(encoder.pooler.log_weights(tokens_NLTD[:, 0].detach()).sum())
     named = [(name, parameter) for name, parameter in encoder.named_parameters() if parameter.requires_grad]
     # A goal may have no graph at all, as tokens of a frozen tower.
     goals = [goal for goal in goals if goal.requires_grad]

@@ -192,8 +192,7 @@ def _alignment(encoder: Encoder, scored: list[Scored], chosen: list[Chosen]) -> 
         tokens_P2TD.append(of.tokens.tokens_NLTD[[pair.first, pair.second], 0])
         sums_P2T.append(of.result.attention_sum_P2T[each.pair])
         counts_P2.append(of.result.attention_count_P2[each.pair])
-    tokens = torch.stack(tokens_P2TD).to(encoder.tower.dtype)
-    log_weights_P2T = encoder.pooler.log_weights(tokens.flatten(0, 1)).view(len(chosen), 2, -1)
+    log_weights_P2T = encoder.pooler.log_weights(torch.stack(tokens_P2TD).flatten(0, 1)).view(len(chosen), 2, -1)
     device = log_weights_P2T.device
     return alignment_loss_sum(torch.stack(sums_P2T).to(device), torch.stack(counts_P2).to(device), log_weights_P2T)[0]
 

@@ -6,7 +6,7 @@ averaged. A run is a label with the lines of its metrics.jsonl. What is missing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -124,15 +124,19 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
     norms, cosines = [key for key in keys if "cosine" not in key], [key for key in keys if "cosine" in key]
     looks = {key: (COLORS[n % len(COLORS)], DASHES[n % len(DASHES)]) for n, key in enumerate(keys)}
     names = [(_gradient_words(key), *looks[key]) for key in keys]
-    # One scale for all panels, of the cosines that there are: nearly all lie close to 0.
+    # One scale for all panels, above and below. Nearly all cosines lie close to 0.
     largest = max((np.abs(curve_points(run, key)[1]).max(initial=0.0) for run in shown for key in cosines), default=0.0)
     reach = min(1.03, max(0.1, 1.2 * float(largest)))
+    lengths = np.concatenate([curve_points(run, key)[1] for run in shown for key in norms] or [np.ones(0)])
+    lengths = lengths[lengths > 0]
 
     def draw_norms(axes: Axes, run: CurveRun) -> None:
         for key in norms:
             steps, values = curve_points(run, key)
             draw_curve(axes, steps[values > 0], values[values > 0], *looks[key])
         axes.set_yscale("log")
+        if lengths.size:
+            axes.set_ylim(lengths.min() / 1.2, lengths.max() * 1.2)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
@@ -213,23 +217,24 @@ def _drift_means(members: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
 def looks_figure(records: Labelled) -> Figure:
     """Per row, the mean over pictures of where MLLM and pooler look, before and after, beside where the bird is.
 
-    Each map is scaled to its own largest cell; under it stands the share that falls on the bird.
+    All maps of one looker have one scale, from 0 to its largest cell; under each stands the share that falls on the bird.
     """
     with styled():
         rows = {label: members[0] for label, members in _by_label(records).items() if "mllm_map" in _looks(members[0])}
         if not rows:
             return _empty("No maps.")
         columns = [(who, when) for who in ("mllm", "pooler") for when in ("before", "after")]
+        largest = {who: _largest_cell(rows.values(), f"{who}_map") for who in ("mllm", "pooler")}
         figure = new_figure(1.55 * (len(columns) + 1) + 1.2, 0.5 + 1.85 * len(rows))
         for row, (label, record) in enumerate(rows.items()):
             looks = {when: record[when]["looks"] for when in ("before", "after")}
-            shown = [("the bird", looks["after"].get("bird_map"), looks["after"].get("bird_area"))]
+            shown = [("the bird", looks["after"].get("bird_map"), looks["after"].get("bird_area"), None)]
             for who, when in columns:
                 title = f"{'MLLM' if who == 'mllm' else who} {when}"
-                shown.append((title, looks[when].get(f"{who}_map"), looks[when].get(f"{who}_on_bird")))
-            for column, (title, map_T, share) in enumerate(shown):
+                shown.append((title, looks[when].get(f"{who}_map"), looks[when].get(f"{who}_on_bird"), largest[who]))
+            for column, (title, map_T, share, most) in enumerate(shown):
                 axes = figure.add_subplot(len(rows), len(shown), row * len(shown) + column + 1)
-                _draw_map(axes, map_T, looks["after"]["grid_hw"])
+                _draw_map(axes, map_T, looks["after"]["grid_hw"], most)
                 axes.set_title(title if row == 0 else "", fontsize=9)
                 axes.set_xlabel("" if share is None else f"{100 * share:.1f} %", fontsize=8)
                 if column == 0:
@@ -242,12 +247,17 @@ def _looks(record: Mapping[str, Any]) -> Mapping[str, Any]:
     return {key: value for key, value in record["before"]["looks"].items() if key in record["after"]["looks"]}
 
 
-def _draw_map(axes: Axes, map_T: Sequence[float] | None, grid_hw: Sequence[int]) -> None:
+def _largest_cell(records: Iterable[Mapping[str, Any]], name: str) -> float | None:
+    looks = [record[when]["looks"] for record in records for when in ("before", "after")]
+    return max((max(each[name]) for each in looks if name in each), default=None)
+
+
+def _draw_map(axes: Axes, map_T: Sequence[float] | None, grid_hw: Sequence[int], largest: float | None) -> None:
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
     if map_T is not None:
-        axes.imshow(np.asarray(map_T, float).reshape(tuple(grid_hw)), cmap="inferno", vmin=0)
+        axes.imshow(np.asarray(map_T, float).reshape(tuple(grid_hw)), cmap="inferno", vmin=0, vmax=largest)
 
 
 def _panels(

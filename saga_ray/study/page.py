@@ -33,7 +33,7 @@ def write_page(study: Study, planner: Planner, records: Records, command: str) -
     # What nothing is known of stands in the list of what is open, not as a table of dashes.
     tables = [table for table in tables if any(line.means for line in table.lines)]
     texts = [_block(study, table, command) for table in tables]
-    scores = {table.block.name: block_picture(study, table) for table in tables if table.block.table == "rows"}
+    scores = {table.block.name: block_picture(study, table) for table in tables}
     others = [*trial_pictures(study, planner, records), *why_pictures(study, planner, records)]
     for picture in (*scores.values(), *others):
         records.folder.write(f"{picture.name}.png", to_png(picture.figure))
@@ -130,13 +130,19 @@ def _worlds_table(study: Study, table: Table) -> str:
     rows = [
         [row, study.rows[row].kind, *(_pair(table.line(row, world)) for world in worlds)] for row in table.block.rows
     ]
-    for row in table.block.rows:
-        if study.rows[row].kind == "ceiling":
-            for role in table.best:
-                found = [[table.comparison(row, role, world, score) for score in SCORES] for world in worlds]
-                cells = [" / ".join(f"{100 * each.mean:+.1f}" if each else "-" for each in pair) for pair in found]
-                rows.append([f"{row} minus {table.best[role]}", f"best {role}", *cells])
+    for row, reference, kind in _worlds_pairs(study, table):
+        found = [[table.difference(row, reference, world, score) for score in SCORES] for world in worlds]
+        cells = [" / ".join(_short_difference(each) if each else "-" for each in pair) for pair in found]
+        rows.append([f"{row} minus {reference}", kind, *cells])
     return "R@1 / MAP@R:\n\n" + _markdown(["row", "kind", *worlds], rows)
+
+
+def _worlds_pairs(study: Study, table: Table) -> list[tuple[str, str, str]]:
+    """(row, minus, what that is): what there is to win, and what the block names."""
+    ceilings = [row for row in table.block.rows if study.rows[row].kind == "ceiling"]
+    pairs = [(row, table.best[role], f"best {role}") for row in ceilings for role in table.best]
+    known = {(row, reference) for row, reference, _ in pairs}
+    return pairs + [(*pair, study.rows[pair[1]].kind) for pair in table.block.compare if pair not in known]
 
 
 def _pair(line: Line) -> str:
@@ -149,8 +155,12 @@ def _score(line: Line, score: str) -> str:
 
 
 def _difference(each: Comparison) -> str:
+    return f"{_short_difference(each)}, p {_p(each.corrected)} (alone {_p(each.p)})"
+
+
+def _short_difference(each: Comparison) -> str:
     low, high = each.interval
-    return f"{100 * each.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}], p {_p(each.corrected)} (alone {_p(each.p)})"
+    return f"{100 * each.mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def _p(p: float) -> str:

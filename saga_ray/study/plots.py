@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saga_ray.leaderboard.figures import COLORS, INK, new_figure, styled
+from saga_ray.leaderboard.figures import COLORS, DASHES, INK, new_figure, styled
 from saga_ray.leaderboard.plots import CurveRun
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
@@ -34,9 +34,10 @@ class Picture:
 
 
 def block_picture(study: Study, table: Table) -> Picture:
-    """The scores of a block."""
+    """The scores of a block: rows below each other, or worlds beside each other."""
     words = "R@1 and MAP@R of every row, with 95 % intervals over classes and seeds."
-    return Picture(f"scores-{table.block.name}", block_dots(study, table), words)
+    draw = block_dots if table.block.table == "rows" else world_curves
+    return Picture(f"scores-{table.block.name}", draw(study, table), words)
 
 
 class Trial(NamedTuple):
@@ -177,6 +178,32 @@ def block_dots(study: Study, table: Table) -> Figure:
             axes.set_xlim(max(0.0, least - 0.15 * (highest - least) - 2), highest + 0.18 * (highest - least) + 2)
             axes.set_xlabel(f"{score_title(score)} in percent, {table.block.split} classes")
             axes.grid(visible=False, axis="y")
+        return figure
+
+
+def world_curves(study: Study, table: Table) -> Figure:
+    """A line of dots per row over the worlds of a block, with 95 % intervals, R@1 above and MAP@R below."""
+    worlds = study.worlds_of(table.block)
+    rows = [row for row in table.block.rows if any(table.line(row, world).means for world in worlds)]
+    with styled():
+        figure = new_figure(max(6.4, 1.6 + 1.05 * len(worlds)), 5.4)
+        for below, score in enumerate(SCORES):
+            axes = figure.add_subplot(2, 1, below + 1)
+            for number, row in enumerate(rows):
+                color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+                known = [(place, table.line(row, world)) for place, world in enumerate(worlds)]
+                known = [(place, line) for place, line in known if line.means]
+                # Beside each other, where several rows have equal scores.
+                places = np.array([place for place, _ in known]) + 0.08 * (number - (len(rows) - 1) / 2)
+                means = [100 * line.means[score] for _, line in known]
+                axes.plot(places, means, marker="o", ms=5, color=color, ls=dash, lw=1.2, label=row)
+                low, high = np.array([line.intervals[score] for _, line in known]).T * 100
+                axes.vlines(places, low, high, color=color, lw=2.5, alpha=0.55)
+            axes.set_xlim(-0.5, len(worlds) - 0.5)
+            axes.set_xticks(range(len(worlds)), worlds if below else [""] * len(worlds), rotation=20, ha="right")
+            axes.set_ylabel(f"{score_title(score)}, {table.block.split} classes")
+            axes.grid(visible=False, axis="x")
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=4, frameon=False)
         return figure
 
 

@@ -83,6 +83,12 @@ class Table:
         )
         return next(found, None)
 
+    def difference(self, row: str, reference: str, world: str, score: str) -> Comparison | None:
+        """The difference of two rows, in whatever role it was asked for."""
+        wanted = (row, reference, world, score)
+        found = (each for each in self.comparisons if (each.row, each.reference, each.world, each.score) == wanted)
+        return next(found, None)
+
 
 def block_table(study: Study, planner: Planner, block: Block, lookup: Lookup) -> Table:
     """The table of a block, of the runs that have ended."""

@@ -164,7 +164,7 @@ def test_a_table_of_worlds_shows_what_there_is_to_win(tmp_path: Path) -> None:
     blocks = [
         {
             "name": "search", "rows": list(rows), "world": ["home", "away"], "split": "validation", "table": "worlds",
-            "tuned_on": "defaults",
+            "tuned_on": "defaults", "compare": [("pooler", "pf")],
         }
     ]  # fmt: skip
     study, planner, records = small_study(tmp_path, rows=rows, blocks=blocks)
@@ -172,9 +172,17 @@ def test_a_table_of_worlds_shows_what_there_is_to_win(tmp_path: Path) -> None:
     hands = FakeHands(1, lambda task: fake_record(task, recall[task.row] - 0.1 * (task.world == "away")))
     plan = run_study(planner, records, hands, Lines())
     assert {task.config.evaluation.split for task in plan.tasks} == {"validation"}
-    _, tables = write_page(study, planner, records, "saga-ray study mine.yaml")
+    where, tables = write_page(study, planner, records, "saga-ray study mine.yaml")
     assert "| ceiling | ceiling | 90.0 / 45.0 | 80.0 / 40.0 |" in tables
-    assert "| ceiling minus pooler | best control | +20.0 / +10.0 | +20.0 / +10.0 |" in tables
+    differences = [line for line in tables.splitlines() if " minus " in line]
+    assert [line.split(" | ")[0] for line in differences] == [
+        "| ceiling minus pf",
+        "| ceiling minus pooler",
+        "| pooler minus pf",
+    ]
+    assert "| best control | +20.0 [" in differences[1] and "] / +10.0 [" in differences[1]
+    assert "| baseline | +10.0 [" in differences[2]
+    assert (Path(where).parent / "scores-search.png").stat().st_size > 5000
     assert "every row as the file says it, without trials" in tables
 
 

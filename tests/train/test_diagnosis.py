@@ -418,8 +418,18 @@ def test_gradients_are_those_at_the_tokens_and_cosines_stand_below() -> None:
     for axes in (figure.axes[1], figure.axes[3]):  # one scale, with room for the largest: most lie close to 0
         low, high = axes.get_ylim()
         assert -low == high == pytest.approx(max(0.1, 1.2 * largest))
+    assert figure.axes[0].get_ylim() == figure.axes[2].get_ylim(), "and one for the lengths above"
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["metric", "grpo", "consensus", "cosine of grpo"]
+
+
+def test_looks_of_all_rows_have_one_scale(record: dict) -> None:
+    other = json.loads(json.dumps(record))
+    other["after"]["looks"]["pooler_map"][0] = 0.9
+    figure = plots.looks_figure([("saga", record), ("control", other)])
+    tops = [axes.images[0].get_clim()[1] for axes in figure.axes]
+    assert tops[3:5] == tops[8:10] == [0.9, 0.9], "the pooler's"
+    assert len({tops[1], tops[2], tops[6], tops[7]}) == 1, "the MLLM's"
 
 
 def test_every_plot_is_drawn_also_of_nothing(record: dict) -> None:

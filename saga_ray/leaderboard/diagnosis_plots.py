@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 Labelled = Sequence[tuple[str, Mapping[str, Any]]]
 """(label, record) of every run."""
 ALL = "all"
+BEFORE = "before training"
 BEFORE_COLOR = "#b9bec2"
 _NOT_AT_TOKENS = ("gradient/total",)
 
@@ -30,23 +31,41 @@ def naming_bars(records: Labelled) -> Figure:
 
     The first group is the mean over attributes.
     """
-    rows = _by_label(records)
+    return _grouped_bars(_naming(records), "named rightly, percent")
+
+
+def naming_means(records: Labelled) -> dict[str, float]:
+    """The means over attributes that `naming_bars` shows, as shares, by row."""
+    return {label: means[ALL] for label, means in _naming(records).items() if means}
+
+
+def _naming(records: Labelled) -> dict[str, dict[str, float]]:
     before = _mean_of([record["before"]["attributes"] for _, record in records])
-    after = {label: _mean_of([each["after"]["attributes"] for each in members]) for label, members in rows.items()}
-    return _grouped_bars({"before training": before} | after, "named rightly, percent")
+    after = {
+        label: _mean_of([each["after"]["attributes"] for each in members])
+        for label, members in _by_label(records).items()
+    }
+    return {BEFORE: before} | after
 
 
 def probe_bars(records: Labelled) -> Figure:
     """Attributes that a linear probe reads from embeddings of classes that it never saw, in percent; lines mark chance."""
-    rows = _by_label(records)
-    found = [record["probes"] for _, record in records if record["probes"]]
-    before = _mean_of([each["before"] for each in found])
+    chance = _mean_of([record["probes"]["chance"] for _, record in records if record["probes"]])
+    return _grouped_bars(_probed(records), "read by a linear probe, percent", chance)
+
+
+def probe_means(records: Labelled) -> dict[str, float]:
+    """The means over attributes that `probe_bars` shows, as shares, by row."""
+    return {label: means[ALL] for label, means in _probed(records).items() if means}
+
+
+def _probed(records: Labelled) -> dict[str, dict[str, float]]:
+    before = _mean_of([record["probes"]["before"] for _, record in records if record["probes"]])
     after = {
         label: _mean_of([each["probes"]["after"] for each in members if each["probes"]])
-        for label, members in rows.items()
+        for label, members in _by_label(records).items()
     }
-    chance = _mean_of([each["chance"] for each in found])
-    return _grouped_bars({"before training": before} | after, "read by a linear probe, percent", chance)
+    return {BEFORE: before} | after
 
 
 def _by_label(records: Labelled) -> dict[str, list[Mapping[str, Any]]]:

@@ -8,9 +8,10 @@ from typing import Any
 from saga_ray.leaderboard.figures import to_png
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
-from saga_ray.study.plots import Picture, block_picture, score_title, trial_pictures, tuned_places, why_pictures
+from saga_ray.study.plots import Picture, block_picture, score_title, trial_pictures, tuned_places
 from saga_ray.study.record import Records
 from saga_ray.study.table import SCORES, Comparison, Line, Table, block_table
+from saga_ray.study.why import why_pictures
 
 PAGE = "results.md"
 _READING = (

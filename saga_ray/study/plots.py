@@ -1,4 +1,4 @@
-"""Pictures of a study: scores with intervals, what the trials scored, and what training changed."""
+"""Pictures of a study: scores with intervals, and what the trials scored."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from saga_ray.leaderboard.figures import COLORS, DASHES, INK, new_figure, styled
-from saga_ray.leaderboard.plots import CurveRun
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
-from saga_ray.study.record import Record, Records
+from saga_ray.study.record import Records
 from saga_ray.study.table import SCORES, Table
 
 if TYPE_CHECKING:
@@ -79,75 +78,6 @@ def tuned_places(study: Study) -> dict[tuple[str, str], tuple[Block, list[str]]]
             names = places.setdefault(tuned, (block, []))[1]
             names += [row for row in block.rows if study.rows[row].trains and row not in names]
     return places
-
-
-def why_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
-    """What training changed, of rows that were diagnosed: the first block that has any."""
-    from saga_ray.leaderboard import diagnosis_plots as plots
-
-    for block in study.blocks:
-        cells = [cell for cell in planner.plan(records.get, [block.name]).cells if cell.task is not None]
-        found = [record for cell in cells if (record := records.get(cell.task.name)) and record.diagnosis]  # type: ignore[union-attr]
-        if not found:
-            continue
-        looked = [(record.row, record.diagnosis or {}) for record in found]
-        runs = [CurveRun(row, _lines(_first(found, row))) for row in dict.fromkeys(record.row for record in found)]
-        yield Picture(f"naming-{block.name}", plots.naming_bars(looked), _NAMING)
-        yield Picture(f"probes-{block.name}", plots.probe_bars(looked), _PROBES)
-        yield Picture(f"rewards-{block.name}", plots.reward_and_verdicts(_asked(records) or runs), _REWARDS)
-        yield Picture(f"gradients-{block.name}", plots.gradient_curves(runs), _GRADIENTS)
-        yield Picture(f"agreement-{block.name}", plots.zero_advantage_curves(runs), _AGREEMENT)
-        yield Picture(f"drift-{block.name}", plots.drift_bars(looked), _DRIFT)
-        yield Picture(f"looks-{block.name}", plots.looks_figure(looked), _LOOKS)
-        return
-
-
-_NAMING = (
-    "Attributes that the frozen MLLM names rightly through the encoder, on classes that it was not trained on. "
-    "A bar above the grey one means that training showed the MLLM more than the initial encoder did."
-)
-_PROBES = (
-    "Attributes that a linear probe reads from the one pooled embedding, on classes that the probe never saw. "
-    "What the MLLM can name but no probe can read has not reached the embedding."
-)
-_REWARDS = (
-    "Reward on training classes beside verdicts and names on validation classes. "
-    "Where the first rises alone, the encoder satisfies the reader without showing the attributes."
-)
-_GRADIENTS = (
-    "Lengths of the losses' gradients at the tokens, and their cosine to the metric loss's. "
-    "A loss that is many times shorter hardly moves the encoder, whatever it asks for."
-)
-_AGREEMENT = (
-    "Share of pairs whose answers all earned the same reward, and so carry no gradient. "
-    "At 1 there is nothing left for GRPO to learn from."
-)
-_DRIFT = (
-    "How far the tokens moved from the initial encoder's, level by level. "
-    "The embedding reads level 0, the MLLM all of them."
-)
-_LOOKS = (
-    "Where the MLLM and the pooler look, before and after training, as a mean over pictures. "
-    "The number is the share that falls on the bird."
-)
-
-
-def _asked(records: Records) -> list[CurveRun]:
-    """One run of every row whose runs asked the MLLM about validation classes as they went (`evaluation.watch_steps`)."""
-    found = {record.row: record for record in records.all() if "validation/verdict" in record.curves}
-    return [CurveRun(row, _lines(record)) for row, record in sorted(found.items())]
-
-
-def _first(records: Sequence[Record], row: str) -> Record:
-    return next(record for record in records if record.row == row)
-
-
-def _lines(record: Record) -> list[dict[str, float]]:
-    """A record's curves as lines of a metrics.jsonl."""
-    steps = range(len(record.curves.get("step", ())))
-    return [
-        {key: values[place] for key, values in record.curves.items() if values[place] is not None} for place in steps
-    ]
 
 
 def block_dots(study: Study, table: Table) -> Figure:

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from saga_ray.study.plan import Plan
     from saga_ray.study.record import Records
 
+METHODS = ("pretrained", "potential-field", "saga")
 METHODS_OF = {
-    "demo": ("pretrained", "potential-field", "saga"),
+    "demo": ("pretrained", "potential-field+pooler", "saga", "potential-field+consensus"),
     "folder": ("pretrained", "proxy-anchor", "potential-field", "saga"),
 }
-"""What `make demo` and `make demo-folder` compare; other data sets get the first list."""
+"""What `make demo` and `make demo-folder` compare; for other data sets it is `METHODS`."""
 
 
 PRESETS = ("controls",)
@@ -31,7 +32,7 @@ PRESETS = ("controls",)
 @click.command("study")
 @click.argument("words", nargs=-1, metavar="DATASET|FILE.yaml|controls")
 @click.option(
-    "--methods", metavar="A,B,...", help="Methods to compare. [default: pretrained, potential-field and saga]"
+    "--methods", metavar="A,B,...", help="Methods to compare. [default: a few; the first line of output names them]"
 )
 @click.option("--seeds", type=click.IntRange(1), help="Repetitions of every method. [default: 1]")
 @click.option("--steps", type=int, metavar="N", help="Optimiser steps of the methods that train.")
@@ -200,7 +201,7 @@ def compare_methods(
     """Train methods as the recipe says them, and write a page about them."""
     from saga_ray.configure import ConfigError, default_run_name
 
-    names = [name.strip() for name in methods.split(",")] if methods else METHODS_OF.get(dataset, METHODS_OF["demo"])
+    names = [name.strip() for name in methods.split(",")] if methods else METHODS_OF.get(dataset, METHODS)
     configs, problems = [], []
     for seed in range(seeds):
         for method in names:

@@ -49,7 +49,7 @@ def test_a_study_writes_a_page_with_board_curves_gallery_and_answers(type_: Type
     for word in ("pretrained", "potential-field", "saga", "gallery-saga/index.html", "curves.svg", "pairs/01-1.png"):
         assert word in page
     assert Path("out/gallery-saga/index.html").is_file()
-    assert len(json.loads(type_("leaderboard", "demo", "--runs", "out", "--format", "json").out)) == 4
+    assert len(json.loads(type_("leaderboard", "demo", "--runs", "out", "--format", "json").out)) == 5
     for word in ("out/index.html", "saga-ray leaderboard demo --runs out"):
         assert word in said.err
 

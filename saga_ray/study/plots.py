@@ -121,14 +121,13 @@ def world_curves(study: Study, table: Table) -> Figure:
             axes = figure.add_subplot(2, 1, below + 1)
             for number, row in enumerate(rows):
                 color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
-                known = [(place, table.line(row, world)) for place, world in enumerate(worlds)]
-                known = [(place, line) for place, line in known if line.means]
-                # Beside each other, where several rows have equal scores.
-                places = np.array([place for place, _ in known]) + 0.08 * (number - (len(rows) - 1) / 2)
-                means = [100 * line.means[score] for _, line in known]
+                lines = [table.line(row, world) for world in worlds]
+                # Beside each other, where several rows have equal scores; a line breaks where a world is not known.
+                places = np.arange(len(worlds)) + 0.08 * (number - (len(rows) - 1) / 2)
+                means = [100 * line.means.get(score, np.nan) for line in lines]
                 axes.plot(places, means, marker="o", ms=5, color=color, ls=dash, lw=1.2, label=row)
-                low, high = np.array([line.intervals[score] for _, line in known]).T * 100
-                axes.vlines(places, low, high, color=color, lw=2.5, alpha=0.55)
+                ends = np.array([line.intervals.get(score, (np.nan, np.nan)) for line in lines])
+                axes.vlines(places, *(100 * ends.T), color=color, lw=2.5, alpha=0.55)
             axes.set_xlim(-0.5, len(worlds) - 0.5)
             axes.set_xticks(range(len(worlds)), worlds if below else [""] * len(worlds), rotation=20, ha="right")
             axes.set_ylabel(f"{score_title(score)}, {table.block.split} classes")

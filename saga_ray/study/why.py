@@ -47,8 +47,8 @@ _LOOKS = (
 def why_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
     """Of the first block that has diagnosed rows."""
     for block in study.blocks:
-        cells = [cell for cell in planner.plan(records.get, [block.name]).cells if cell.task is not None]
-        found = [record for cell in cells if (record := records.get(cell.task.name)) and record.diagnosis]  # type: ignore[union-attr]
+        tasks = [cell.task for cell in planner.plan(records.get, [block.name]).cells if cell.task is not None]
+        found = [record for task in tasks if (record := records.get(task.name)) and record.diagnosis]
         if found:
             yield from _pictures(block.name, found, _asked(records))
             return
@@ -110,10 +110,8 @@ def look_words(looked: diagnosis_plots.Labelled) -> str:
     looked = [
         each for each in looked if all("pooler_on_bird" in each[1][when]["looks"] for when in ("before", "after"))
     ]
-    before, after = (
-        _means(looked, lambda record, when=when: 100 * record[when]["looks"]["pooler_on_bird"])  # type: ignore[misc]
-        for when in ("before", "after")
-    )
+    before = _means(looked, lambda record: 100 * record["before"]["looks"]["pooler_on_bird"])
+    after = _means(looked, lambda record: 100 * record["after"]["looks"]["pooler_on_bird"])
     parts = [f"{label} {before[label]:.1f} to {after[label]:.1f}" for label in before]
     return _sentence("The pooler's, over all seeds, in percent", parts)
 

@@ -43,7 +43,7 @@ def _naming(records: Labelled) -> dict[str, dict[str, float]]:
     before = _mean_of([record["before"]["attributes"] for _, record in records])
     after = {
         label: _mean_of([each["after"]["attributes"] for each in members])
-        for label, members in _by_label(records).items()
+        for label, members in by_label(records).items()
     }
     return {BEFORE: before} | after
 
@@ -63,12 +63,13 @@ def _probed(records: Labelled) -> dict[str, dict[str, float]]:
     before = _mean_of([record["probes"]["before"] for _, record in records if record["probes"]])
     after = {
         label: _mean_of([each["probes"]["after"] for each in members if each["probes"]])
-        for label, members in _by_label(records).items()
+        for label, members in by_label(records).items()
     }
     return {BEFORE: before} | after
 
 
-def _by_label(records: Labelled) -> dict[str, list[Mapping[str, Any]]]:
+def by_label(records: Labelled) -> dict[str, list[Mapping[str, Any]]]:
+    """The records of every row, in the order in which rows come."""
     rows: dict[str, list[Mapping[str, Any]]] = {}
     for label, record in records:
         rows.setdefault(label, []).append(record)
@@ -204,7 +205,7 @@ def zero_advantage_curves(runs: Sequence[CurveRun]) -> Figure:
 def drift_bars(records: Labelled) -> Figure:
     """Per row, how far the tokens moved in training: left, relative to their length, one bar per level; right, the angle."""
     with styled():
-        rows = _by_label(records)
+        rows = by_label(records)
         if not rows:
             return _empty("No runs.")
         figure = new_figure(9.6, 1.1 + 0.5 * len(rows))
@@ -239,7 +240,7 @@ def looks_figure(records: Labelled) -> Figure:
     All maps of one looker have one scale, from 0 to its largest cell; under each stands the share that falls on the bird.
     """
     with styled():
-        rows = {label: members[0] for label, members in _by_label(records).items() if "mllm_map" in _looks(members[0])}
+        rows = {label: members[0] for label, members in by_label(records).items() if "mllm_map" in _looks(members[0])}
         if not rows:
             return _empty("No maps.")
         columns = [(who, when) for who in ("mllm", "pooler") for when in ("before", "after")]

@@ -130,8 +130,8 @@ def _has(run: CurveRun, key: str) -> bool:
 
 
 def _means(looked: diagnosis_plots.Labelled, value: Callable[[Mapping[str, Any]], float]) -> dict[str, float]:
-    rows = dict.fromkeys(label for label, _ in looked)
-    return {row: float(np.mean([value(record) for label, record in looked if label == row])) for row in rows}
+    rows = diagnosis_plots.by_label(looked)
+    return {row: float(np.mean([value(record) for record in members])) for row, members in rows.items()}
 
 
 def _sentence(head: str, parts: Sequence[str], between: str = ", ") -> str:

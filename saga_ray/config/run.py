@@ -86,6 +86,11 @@ class RunConfig(Config):
                 f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
                 f"only that pooler has weights to align; set one of the two"
             )
+        if self.loss.labels_first > 0 and self.loss.weights.metric == 0:
+            problems.append(
+                f"loss.labels_first: {self.loss.labels_first:g} needs a metric loss to begin with (loss.weights.metric is 0); set "
+                f"loss.labels_first=0, or a weight"
+            )
         if self.grpo.reward == "expected" and self.grpo.top_p < 1:
             problems.append(
                 f"grpo.top_p: {self.grpo.top_p} cuts off verdicts whose probability grpo.reward=expected needs; set grpo.top_p=1"

@@ -9,7 +9,7 @@ needs nothing but labels and the MLLM.
     lesson       an answer that describes two pictures with words drawn from their classes' consensus, scored like any other
 
 The tally grows with the answers that a run samples in any case, and replaces the taught one every `consensus.refresh_steps`
-steps: nothing waits for it. Only before the first step are some pictures of every class read for it.
+steps: nothing waits for it. Only before the first lesson are some pictures of every class read for it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from saga_ray.types import (
 FIRST_READINGS = 6
 """Pictures of every class that are read before the first step."""
 _PAIRS_PER_REQUEST = 32
-_FIRST_MICRO_BATCH = 2**40
+FIRST_MICRO_BATCH = 2**40
 """Keys of the first readings' answers begin here, beyond any micro-batch of a run."""
 
 Shares = dict[str, dict[str, float]]
@@ -206,7 +206,7 @@ class Consensus:
         return self._config.consensus.source == "truth"
 
     def begin(self, encoder: Encoder, on_images: OnProgress) -> None:
-        """Before the first step: read some pictures of every class through the initial encoder."""
+        """Before the first lesson: read some pictures of every class through the encoder as it is then."""
         if self.is_truth:
             self.shares = true_shares(self._dataset)
             return
@@ -249,7 +249,11 @@ class Consensus:
             self._add(self._described(labels, result))
 
     def end_step(self, step: int) -> None:
-        """Now and then, let what was heard replace what is taught; attributes of which nothing was heard keep theirs."""
+        """Now and then, let what was heard replace what is taught; attributes of which nothing was heard keep theirs.
+
+        Args:
+            step: counted from 1 at the first lesson.
+        """
         if not self.is_truth and step % self._config.consensus.refresh_steps == 0:
             self._refresh()
 
@@ -340,7 +344,7 @@ class Consensus:
             tokens = encoder.encode_tokens(torch.from_numpy(images_NHWC).to(self._context.device))
             asked = tuple(ImagePair(2 * i, 2 * i + 1, False, i) for i in range(len(part)))
             options = ScoreOptions(gradient=False, attention=False)
-            key = _FIRST_MICRO_BATCH + number
+            key = FIRST_MICRO_BATCH + number
             result = self._scorer.score(ScoreRequest(self._config.seed, key, asked, tokens, options))
             on_images(2 * (begin + len(part)), 2 * len(pairs))
             labels = [(int(table.labels_N[a]), int(table.labels_N[b])) for a, b in part]

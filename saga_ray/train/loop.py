@@ -152,6 +152,8 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.scorer, self.context = config, dataset, scorer, context
         self.run, self.progress, self.num_steps = run, progress, num_steps
+        self.num_alone = int(config.loss.labels_first * num_steps)
+        """Steps at the beginning in which the MLLM is not asked."""
         checkpoint = _agreed_checkpoint(run, context)
         self.step = checkpoint.step if checkpoint else 0
         self.position = checkpoint.state["position"] if checkpoint else 0
@@ -180,6 +182,8 @@ class Trainer:
         )
         self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
         self.consensus = self._consensus(checkpoint)
+        if self.step == self.num_alone == 0:
+            self._read_classes()
         self.watch = self._watch()
         self._verdict_key = self._stored_verdict_key()
         if checkpoint is not None:
@@ -196,6 +200,9 @@ class Trainer:
         self.progress.stage(f"training from step {self.step}" if self.step else "training")
         try:
             while self.step < self.num_steps:
+                if self.step == self.num_alone > 0:
+                    self._read_classes()
+                    self.progress.stage(f"training from step {self.step}, now with the MLLM")
                 self._one_step(stream, log)
                 if self.step % config.checkpoint.every_steps == 0 or self.step == self.num_steps:
                     self._save(log)
@@ -210,7 +217,9 @@ class Trainer:
     def _one_step(self, stream: Iterator[MicroBatch], log: RunLog | None) -> None:
         began = time.perf_counter()
         config, number = self.config, self.step + 1
-        report = accumulate_gradients(self.model, stream, self.scorer, config, self.context, number, self.consensus)
+        asks = number > self.num_alone
+        scorer, consensus = (self.scorer, self.consensus) if asks else (None, None)
+        report = accumulate_gradients(self.model, stream, scorer, config, self.context, number, consensus)
         updating = time.perf_counter()
         metrics = report.metrics
         parameters = [parameter for _, parameter in self.model.trainable()]
@@ -222,8 +231,8 @@ class Trainer:
         self.optimizer.step()
         self.step = number
         self.position += report.num_micro_batches
-        if self.consensus is not None:
-            self.consensus.end_step(number)
+        if consensus is not None:
+            consensus.end_step(number - self.num_alone)
         metrics["seconds/update"] = time.perf_counter() - updating
         seconds = time.perf_counter() - began
         self.seconds += seconds
@@ -273,7 +282,7 @@ class Trainer:
         if self.snapshot_CE is not None:
             tensors["snapshot"] = {"class_centroids": torch.from_numpy(self.snapshot_CE)}
         state: dict[str, Any] = {"position": self.position, "seconds": self.seconds}
-        if self.consensus is not None:
+        if self.consensus is not None and self.step > self.num_alone:
             state["consensus"] = self.consensus.state()
         save_checkpoint(self.run.storage, Checkpoint(self.step, tensors, state), self.config.checkpoint.keep)
 
@@ -290,21 +299,25 @@ class Trainer:
         return build_encoder(self.config).to(self.context.device).requires_grad_(False)
 
     def _consensus(self, checkpoint: Checkpoint | None) -> Consensus | None:
-        """What is taught of the classes; before the first step some pictures of every class are read."""
+        """What is taught of the classes; nothing yet, or what was taught at the checkpoint."""
         if self.config.loss.weights.consensus == 0:
             return None
         from saga_ray.scorer.prompt import run_prompt
 
         assert self.scorer is not None
         consensus = Consensus(self.config, self.dataset, run_prompt(self.config), self.scorer, self.context)
-        if checkpoint is not None:
+        if checkpoint is not None and "consensus" in checkpoint.state:
             consensus.restore(checkpoint.state["consensus"])
-        else:
-            self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
-            began = time.perf_counter()
-            consensus.begin(self.model.encoder, self.progress.part)
-            self.seconds += time.perf_counter() - began
         return consensus
+
+    def _read_classes(self) -> None:
+        """Before the MLLM is asked for the first time it reads some pictures of every class, if a consensus is taught."""
+        if self.consensus is None:
+            return
+        self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
+        began = time.perf_counter()
+        self.consensus.begin(self.model.encoder, self.progress.part)
+        self.seconds += time.perf_counter() - began
 
     def _watch(self) -> Callable[[Encoder], dict[str, float]] | None:
         """From the encoder to what the MLLM says of validation classes through it; on rank 0, if it is asked for."""

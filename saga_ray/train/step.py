@@ -103,6 +103,7 @@ def accumulate_gradients(
     """Leave the gradient of the whole step, over all ranks, in `.grad` of every trainable parameter.
 
     Args:
+        scorer: None if no loss asks the MLLM, or none does yet.
         batches: this rank's rows of the plan, in order; as many are taken as the step needs.
         step: number of the step, counted from 1; for messages.
         consensus: what is taught of the classes; it hears the answers of this step.
@@ -182,7 +183,7 @@ def _search(
                 scored.append(_collected(under_way, consensus))
                 num_contributing += sum(context.gather(scored[-1].num_contributing))
             clock.lap("score")
-        enough = not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
+        enough = scorer is None or not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
         if config.grpo.refill and enough:
             break
     while under_way:

@@ -9,10 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saga_ray.configure import ConfigError
 from saga_ray.mllm.answers import parse_answer
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.scorer.prompt import run_prompt
 from saga_ray.train.consensus import (
+    FIRST_MICRO_BATCH,
     Consensus,
     add_description,
     another_class,
@@ -24,7 +26,7 @@ from saga_ray.train.consensus import (
 )
 from saga_ray.train.context import LocalContext
 from saga_ray.train.step import accumulate_gradients
-from saga_ray.types import Dataset
+from saga_ray.types import Dataset, ScoreRequest, ScoreResult
 from tests.train.small import small_model, small_run_config, stream
 from tests.train.test_loop import StopAfter, Stopped, _equal, _lines, _train, _weights
 
@@ -246,3 +248,56 @@ def test_a_resumed_run_teaches_as_if_it_had_never_stopped(mllm: Path, dataset: D
     assert _equal(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
     page = (tmp_path / "parts" / "consensus.html").read_text()
     assert dataset.train.class_names[0] in page
+
+
+class Remembering(LocalScorer):
+    """Keeps every request."""
+
+    def score(self, request: ScoreRequest) -> ScoreResult:
+        self.__dict__.setdefault("requests", []).append(request)
+        return super().score(request)
+
+
+def test_with_labels_first_the_mllm_is_asked_late_and_through_the_encoder_as_it_is_then(
+    mllm: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    steps = {"optim__steps": 4, "checkpoint__every_steps": 2}
+    alone = small_run_config(mllm, "potential-field+pooler", **steps)
+    at_once = small_run_config(mllm, "saga+consensus", **steps)
+    late = small_run_config(mllm, "saga+consensus", loss__labels_first=0.5, **steps)
+    early_scorer, late_scorer = (Remembering(build_engine(config)) for config in (at_once, late))
+    _train(alone, dataset, tmp_path, "alone")
+    _train(at_once, dataset, tmp_path, "at-once", early_scorer)
+    _train(late, dataset, tmp_path, "late", late_scorer)
+
+    without, with_mllm = _lines(tmp_path / "alone"), _lines(tmp_path / "late")
+    losses = [[line["loss/metric"] for line in lines] for lines in (without, with_mllm)]
+    assert losses[0][:3] == losses[1][:3] and losses[0][3] != losses[1][3]  # the third step begins where labels led
+    assert ["scorer/tokens" in line for line in with_mllm] == [False, False, True, True]
+    early, late_ = (
+        [r for r in s.requests if r.micro_batch >= FIRST_MICRO_BATCH] for s in (early_scorer, late_scorer)
+    )
+    assert len(early) == len(late_) > 0 and early[0].pairs == late_[0].pairs
+    assert not torch.equal(early[0].tokens.tokens_NLTD, late_[0].tokens.tokens_NLTD)
+    assert late_scorer.requests[0] is late_[0]
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_a_run_that_stops_before_at_or_after_its_labels_goes_on_alike(
+    mllm: Path, dataset: Dataset, tmp_path: Path, last: int
+) -> None:
+    config = small_run_config(
+        mllm, "saga+consensus", optim__steps=4, checkpoint__every_steps=1, loss__labels_first=0.5
+    )
+    scorer = LocalScorer(build_engine(config))
+    _train(config, dataset, tmp_path, "whole", scorer)
+    with pytest.raises(Stopped):
+        _train(config, dataset, tmp_path, "parts", scorer, progress=StopAfter(last))
+    _train(config, dataset, tmp_path, "parts", scorer)
+    assert _lines(tmp_path / "parts") == _lines(tmp_path / "whole")
+    assert _equal(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
+
+
+def test_labels_cannot_be_first_without_a_loss_on_them(mllm: Path) -> None:
+    with pytest.raises(ConfigError, match=r"loss\.labels_first: 0\.5 needs a metric loss"):
+        small_run_config(mllm, "saga", loss__labels_first=0.5, loss__weights__metric=0.0)

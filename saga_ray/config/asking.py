@@ -80,6 +80,11 @@ class ConsensusConfig(Config):
 
     refresh_steps: int = Field(25, ge=1)
     """Steps after which the tally of what was written meanwhile replaces the one that is taught."""
+    generations: int = Field(1, ge=1, le=9)
+    """Encoders that are trained one after another, each from the initial weights. The first learns from labels alone, which
+    leads its tokens back to where the MLLM reads; each later one is taught what the MLLM reads through the one before it.
+    Together they take the steps of one run, the last twice as many as each other one. 1: no such training, the MLLM reads
+    through the initial encoder."""
     sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
     source: Literal["mllm", "truth", "another-class", "other-words"] = "mllm"

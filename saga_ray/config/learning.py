@@ -92,9 +92,6 @@ class LossConfig(Config):
     metric: Literal[METRIC_LOSSES] = "potential-field"  # type: ignore[valid-type] # names in one place; checkers want them written out
     """Metric-learning loss."""
     weights: LossWeights = LossWeights()
-    labels_first: float = Field(0.0, ge=0, lt=1)
-    """Share of the steps, at the beginning, in which the MLLM is not asked and only the losses without it teach: what it reads
-    through an encoder that labels have led back to it is worth more (a variant of ours; the paper asks from the start)."""
     potential_field: PotentialFieldConfig = PotentialFieldConfig()
 
 

@@ -86,10 +86,11 @@ class RunConfig(Config):
                 f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
                 f"only that pooler has weights to align; set one of the two"
             )
-        if self.loss.labels_first > 0 and self.loss.weights.metric == 0:
+        if self.consensus.generations > 1 and 0 in (self.loss.weights.consensus, self.loss.weights.metric):
             problems.append(
-                f"loss.labels_first: {self.loss.labels_first:g} needs a metric loss to begin with (loss.weights.metric is 0); set "
-                f"loss.labels_first=0, or a weight"
+                f"consensus.generations: {self.consensus.generations} needs a consensus and a metric loss to begin with (their "
+                f"weights are {self.loss.weights.consensus:g} and {self.loss.weights.metric:g}); set both weights, or "
+                f"consensus.generations=1"
             )
         if self.grpo.reward == "expected" and self.grpo.top_p < 1:
             problems.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -152,8 +153,7 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.scorer, self.context = config, dataset, scorer, context
         self.run, self.progress, self.num_steps = run, progress, num_steps
-        self.num_alone = int(config.loss.labels_first * num_steps)
-        """Steps at the beginning in which the MLLM is not asked."""
+        self.starts = generation_starts(num_steps, config.consensus.generations)
         checkpoint = _agreed_checkpoint(run, context)
         self.step = checkpoint.step if checkpoint else 0
         self.position = checkpoint.state["position"] if checkpoint else 0
@@ -182,7 +182,7 @@ class Trainer:
         )
         self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
         self.consensus = self._consensus(checkpoint)
-        if self.step == self.num_alone == 0:
+        if self.step == 0 and len(self.starts) == 1:
             self._read_classes()
         self.watch = self._watch()
         self._verdict_key = self._stored_verdict_key()
@@ -200,9 +200,8 @@ class Trainer:
         self.progress.stage(f"training from step {self.step}" if self.step else "training")
         try:
             while self.step < self.num_steps:
-                if self.step == self.num_alone > 0:
-                    self._read_classes()
-                    self.progress.stage(f"training from step {self.step}, now with the MLLM")
+                if self.step in self.starts[1:]:
+                    self._next_generation()
                 self._one_step(stream, log)
                 if self.step % config.checkpoint.every_steps == 0 or self.step == self.num_steps:
                     self._save(log)
@@ -217,8 +216,9 @@ class Trainer:
     def _one_step(self, stream: Iterator[MicroBatch], log: RunLog | None) -> None:
         began = time.perf_counter()
         config, number = self.config, self.step + 1
-        asks = number > self.num_alone
-        scorer, consensus = (self.scorer, self.consensus) if asks else (None, None)
+        start, stop = self._generation()
+        learns_alone = start == 0 and len(self.starts) > 1
+        scorer, consensus = (None, None) if learns_alone else (self.scorer, self.consensus)
         report = accumulate_gradients(self.model, stream, scorer, config, self.context, number, consensus)
         updating = time.perf_counter()
         metrics = report.metrics
@@ -226,13 +226,13 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm)
         metrics["gradient/total"] = float(norm)
         check_finite("gradient/total", metrics["gradient/total"], number)
-        factor = learning_rate_factor(self.step, self.num_steps, config.optim.warmup_share)
+        factor = learning_rate_factor(self.step - start, stop - start, config.optim.warmup_share)
         metrics |= set_learning_rates(self.optimizer, factor)
         self.optimizer.step()
         self.step = number
         self.position += report.num_micro_batches
         if consensus is not None:
-            consensus.end_step(number - self.num_alone)
+            consensus.end_step(number - start)
         metrics["seconds/update"] = time.perf_counter() - updating
         seconds = time.perf_counter() - began
         self.seconds += seconds
@@ -282,7 +282,7 @@ class Trainer:
         if self.snapshot_CE is not None:
             tensors["snapshot"] = {"class_centroids": torch.from_numpy(self.snapshot_CE)}
         state: dict[str, Any] = {"position": self.position, "seconds": self.seconds}
-        if self.consensus is not None and self.step > self.num_alone:
+        if self.consensus is not None and self.consensus.shares:
             state["consensus"] = self.consensus.state()
         save_checkpoint(self.run.storage, Checkpoint(self.step, tensors, state), self.config.checkpoint.keep)
 
@@ -310,8 +310,26 @@ class Trainer:
             consensus.restore(checkpoint.state["consensus"])
         return consensus
 
+    def _generation(self) -> tuple[int, int]:
+        """The steps between which the encoder that is being trained begins and ends."""
+        number = bisect.bisect_right(self.starts, self.step)
+        return self.starts[number - 1], [*self.starts, self.num_steps][number]
+
+    def _next_generation(self) -> None:
+        """Let the MLLM read through the encoder as it is now, then begin again from the initial weights."""
+        self._read_classes()
+        model, config = self.model, self.config
+        model.encoder.load_state_dict(build_encoder(config).state_dict())
+        if model.metric_loss is not None:
+            num_classes, width = len(self.dataset.train.class_names), _width(model.encoder)
+            fresh = build_metric_loss(config.loss, num_classes, width, config.seed)
+            assert fresh is not None
+            model.metric_loss.load_state_dict(fresh.state_dict())
+        self.optimizer = build_optimizer(model.encoder, model.metric_loss, config.optim)
+        self.progress.stage(f"training anew from step {self.step}, with what was read")
+
     def _read_classes(self) -> None:
-        """Before the MLLM is asked for the first time it reads some pictures of every class, if a consensus is taught."""
+        """The MLLM reads some pictures of every class through the encoder as it is now, if a consensus is taught."""
         if self.consensus is None:
             return
         self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
@@ -352,6 +370,21 @@ class Trainer:
         if sentence is not None and self.context.rank == 0:
             # Of a whole tower some parts often have no gradient (DeepStack's mergers without GRPO); whoever names parts means them.
             logger.log(logging.INFO if chosen == "all" else logging.WARNING, "%s", sentence)
+
+
+def generation_starts(num_steps: int, generations: int) -> list[int]:
+    """Steps before which encoders begin (`consensus.generations`); the last has twice as many steps as each other one.
+
+    Example: of 8 steps and 3 generations, two encoders take 2 steps and the last 4: [0, 2, 4].
+
+    Raises:
+        ValueError: if not every one of them would have a step.
+    """
+    if generations > 1 and num_steps <= generations:
+        raise ValueError(
+            f"consensus.generations: {generations} need more than {num_steps} steps; raise optim.steps or optim.epochs, or lower it"
+        )
+    return [0] + [round(number * num_steps / (generations + 1)) for number in range(1, generations)]
 
 
 def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None:

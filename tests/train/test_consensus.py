@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from saga_ray.configure import ConfigError
+from saga_ray.encoder.encoder import build_encoder
 from saga_ray.mllm.answers import parse_answer
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.scorer.prompt import run_prompt
@@ -25,6 +26,7 @@ from saga_ray.train.consensus import (
     true_shares,
 )
 from saga_ray.train.context import LocalContext
+from saga_ray.train.loop import generation_starts
 from saga_ray.train.step import accumulate_gradients
 from saga_ray.types import Dataset, ScoreRequest, ScoreResult
 from tests.train.small import small_model, small_run_config, stream
@@ -258,37 +260,43 @@ class Remembering(LocalScorer):
         return super().score(request)
 
 
-def test_with_labels_first_the_mllm_is_asked_late_and_through_the_encoder_as_it_is_then(
+GENERATIONS = {"data__hard_share": 0.0, "optim__steps": 8, "consensus__generations": 3, "consensus__refresh_steps": 2}
+
+
+def test_each_generation_begins_anew_with_what_was_read_through_the_one_before(
     mllm: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    steps = {"optim__steps": 4, "checkpoint__every_steps": 2}
-    alone = small_run_config(mllm, "potential-field+pooler", **steps)
-    at_once = small_run_config(mllm, "saga+consensus", **steps)
-    late = small_run_config(mllm, "saga+consensus", loss__labels_first=0.5, **steps)
-    early_scorer, late_scorer = (Remembering(build_engine(config)) for config in (at_once, late))
+    assert generation_starts(8, 3) == [0, 2, 4] and generation_starts(141, 2) == [0, 47]
+    config = small_run_config(mllm, "saga+consensus", **GENERATIONS)
+    scorer = Remembering(build_engine(config))
+    _train(config, dataset, tmp_path, "three", scorer)
+    alone = small_run_config(mllm, "potential-field+pooler", optim__steps=2, data__hard_share=0.0)
     _train(alone, dataset, tmp_path, "alone")
-    _train(at_once, dataset, tmp_path, "at-once", early_scorer)
-    _train(late, dataset, tmp_path, "late", late_scorer)
 
-    without, with_mllm = _lines(tmp_path / "alone"), _lines(tmp_path / "late")
-    losses = [[line["loss/metric"] for line in lines] for lines in (without, with_mllm)]
-    assert losses[0][:3] == losses[1][:3] and losses[0][3] != losses[1][3]  # the third step begins where labels led
-    assert ["scorer/tokens" in line for line in with_mllm] == [False, False, True, True]
-    early, late_ = (
-        [r for r in s.requests if r.micro_batch >= FIRST_MICRO_BATCH] for s in (early_scorer, late_scorer)
-    )
-    assert len(early) == len(late_) > 0 and early[0].pairs == late_[0].pairs
-    assert not torch.equal(early[0].tokens.tokens_NLTD, late_[0].tokens.tokens_NLTD)
-    assert late_scorer.requests[0] is late_[0]
+    lines, of_alone = _lines(tmp_path / "three"), _lines(tmp_path / "alone")
+    assert [line["loss/metric"] for line in lines[:2]] == [line["loss/metric"] for line in of_alone]
+    assert ["scorer/tokens" in line for line in lines] == [False] * 2 + [True] * 6
+    rates = [line["optim/lr_tower"] for line in lines]
+    assert rates[:2] == rates[2:4] and rates[4] == max(rates) > rates[7]  # every generation has a schedule of its own
+
+    def reads(request: ScoreRequest) -> bool:
+        return request.micro_batch >= FIRST_MICRO_BATCH
+
+    readings = [request for request in scorer.requests if request.micro_batch == FIRST_MICRO_BATCH]
+    assert len(readings) == 2 and readings[0].pairs == readings[1].pairs
+    assert not torch.equal(readings[0].tokens.tokens_NLTD, readings[1].tokens.tokens_NLTD)
+    initial, seen = build_encoder(config), {request.micro_batch: request for request in scorer.requests}
+    for batch, begins in zip(list(stream(config, dataset, 2, 6)), (True, False, True, False), strict=True):
+        with torch.no_grad():
+            tokens = initial.encode_tokens(torch.from_numpy(batch.images_NHWC)).tokens_NLTD
+        assert torch.equal(seen[batch.index].tokens.tokens_NLTD, tokens) == begins
 
 
-@pytest.mark.parametrize("last", [1, 2, 3])
-def test_a_run_that_stops_before_at_or_after_its_labels_goes_on_alike(
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_a_run_that_stops_within_or_between_generations_goes_on_alike(
     mllm: Path, dataset: Dataset, tmp_path: Path, last: int
 ) -> None:
-    config = small_run_config(
-        mllm, "saga+consensus", optim__steps=4, checkpoint__every_steps=1, loss__labels_first=0.5
-    )
+    config = small_run_config(mllm, "saga+consensus", checkpoint__every_steps=1, **GENERATIONS)
     scorer = LocalScorer(build_engine(config))
     _train(config, dataset, tmp_path, "whole", scorer)
     with pytest.raises(Stopped):
@@ -298,6 +306,10 @@ def test_a_run_that_stops_before_at_or_after_its_labels_goes_on_alike(
     assert _equal(_weights(tmp_path / "parts"), _weights(tmp_path / "whole"))
 
 
-def test_labels_cannot_be_first_without_a_loss_on_them(mllm: Path) -> None:
-    with pytest.raises(ConfigError, match=r"loss\.labels_first: 0\.5 needs a metric loss"):
-        small_run_config(mllm, "saga", loss__labels_first=0.5, loss__weights__metric=0.0)
+def test_generations_that_cannot_be_are_refused(mllm: Path, dataset: Dataset, tmp_path: Path) -> None:
+    for key in ("metric", "consensus"):
+        with pytest.raises(ConfigError, match=r"consensus\.generations: 2 needs a consensus and a metric loss"):
+            small_run_config(mllm, "saga+consensus", consensus__generations=2, **{f"loss__weights__{key}": 0.0})
+    short = small_run_config(mllm, "saga+consensus", consensus__generations=3, optim__steps=3)
+    with pytest.raises(ValueError, match=r"consensus\.generations: 3 need more than 3 steps"):
+        _train(short, dataset, tmp_path, "short", LocalScorer(build_engine(short)))

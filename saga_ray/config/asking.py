@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from saga_ray.config.base import Config
+from saga_ray.config.learning import METRIC_LOSSES
 
 
 class MLLMConfig(Config):
@@ -85,6 +86,8 @@ class ConsensusConfig(Config):
     leads its tokens back to where the MLLM reads; each later one is taught what the MLLM reads through the one before it.
     Together they take the steps of one run, the last twice as many as each other one. 1: no such training, the MLLM reads
     through the initial encoder."""
+    first_metric: Literal[METRIC_LOSSES] | None = None  # type: ignore[valid-type] # names in one place; checkers want them written out
+    """Metric loss of the first of several generations; none named, it is `loss.metric` as for all others."""
     sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
     source: Literal["mllm", "truth", "another-class", "other-words"] = "mllm"

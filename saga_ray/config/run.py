@@ -86,11 +86,14 @@ class RunConfig(Config):
                 f"loss.weights.alignment: {self.loss.weights.alignment} needs encoder.pooler=attention (now {self.encoder.pooler}): "
                 f"only that pooler has weights to align; set one of the two"
             )
-        if self.consensus.generations > 1 and 0 in (self.loss.weights.consensus, self.loss.weights.metric):
+        first_metric = self.consensus.first_metric or self.loss.metric
+        if self.consensus.generations > 1 and (
+            0 in (self.loss.weights.consensus, self.loss.weights.metric) or first_metric == "none"
+        ):
             problems.append(
-                f"consensus.generations: {self.consensus.generations} needs a consensus and a metric loss to begin with (their "
-                f"weights are {self.loss.weights.consensus:g} and {self.loss.weights.metric:g}); set both weights, or "
-                f"consensus.generations=1"
+                f"consensus.generations: {self.consensus.generations} needs a consensus and a metric loss to begin with (now "
+                f"{first_metric}, with loss.weights.consensus={self.loss.weights.consensus:g} and "
+                f"loss.weights.metric={self.loss.weights.metric:g}); set them, or consensus.generations=1"
             )
         if self.grpo.reward == "expected" and self.grpo.top_p < 1:
             problems.append(

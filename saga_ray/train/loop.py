@@ -159,10 +159,9 @@ class Trainer:
         self.position = checkpoint.state["position"] if checkpoint else 0
         """Next micro-batch of the plan."""
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
-        metric_loss = build_metric_loss(config.loss, len(dataset.train.class_names), _width(encoder), config.seed)
+        # A checkpoint between two generations holds what the earlier one left.
+        metric_loss = self._metric_loss(encoder, max(self.step - 1, 0))
         self._freeze_unreached(encoder, metric_loss)
-        if metric_loss is not None:
-            metric_loss = metric_loss.to(context.device, encoder.tower.dtype)
         self.model = Model(encoder, metric_loss, self._reference())
         if not self.model.trainable():
             raise ValueError(
@@ -318,15 +317,20 @@ class Trainer:
     def _next_generation(self) -> None:
         """Let the MLLM read through the encoder as it is now, then begin again from the initial weights."""
         self._read_classes()
-        model, config = self.model, self.config
-        model.encoder.load_state_dict(build_encoder(config).state_dict())
-        if model.metric_loss is not None:
-            num_classes, width = len(self.dataset.train.class_names), _width(model.encoder)
-            fresh = build_metric_loss(config.loss, num_classes, width, config.seed)
-            assert fresh is not None
-            model.metric_loss.load_state_dict(fresh.state_dict())
-        self.optimizer = build_optimizer(model.encoder, model.metric_loss, config.optim)
+        encoder, config = self.model.encoder, self.config
+        encoder.load_state_dict(build_encoder(config).state_dict())
+        self.model = Model(encoder, self._metric_loss(encoder, self.step), self.model.reference)
+        self.optimizer = build_optimizer(encoder, self.model.metric_loss, config.optim)
         self.progress.stage(f"training anew from step {self.step}, with what was read")
+
+    def _metric_loss(self, encoder: Encoder, step: int) -> nn.Module | None:
+        """The new metric loss of the encoder that learns in a step; the first of several may have one of its own."""
+        config = self.config
+        is_first = len(self.starts) > 1 and step < self.starts[1]
+        name = (config.consensus.first_metric if is_first else None) or config.loss.metric
+        of_step = config.loss.model_copy(update={"metric": name})
+        metric_loss = build_metric_loss(of_step, len(self.dataset.train.class_names), _width(encoder), config.seed)
+        return None if metric_loss is None else metric_loss.to(self.context.device, encoder.tower.dtype)
 
     def _read_classes(self) -> None:
         """The MLLM reads some pictures of every class through the encoder as it is now, if a consensus is taught."""

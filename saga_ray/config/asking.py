@@ -88,6 +88,9 @@ class ConsensusConfig(Config):
     through the initial encoder."""
     first_metric: Literal[METRIC_LOSSES] | None = None  # type: ignore[valid-type] # names in one place; checkers want them written out
     """Metric loss of the first of several generations; none named, it is `loss.metric` as for all others."""
+    first_lr_tower: float | None = Field(None, ge=0)
+    """Learning rate of the tower in the first of several generations; none given, it is `optim.lr_tower`. A gentle one leaves
+    more of what the MLLM knows to read."""
     sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
     source: Literal["mllm", "truth", "another-class", "other-words"] = "mllm"

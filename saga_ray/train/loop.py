@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saga_ray.config import RunConfig
+from saga_ray.config import OptimConfig, RunConfig
 from saga_ray.data.planning.mining import snapshot_rows
 from saga_ray.data.planning.plan import PairPlanner
 from saga_ray.data.planning.taxonomy import relatives
@@ -179,7 +179,7 @@ class Trainer:
             self.snapshot_CE,
             relatives(config.data, dataset.train.class_names),
         )
-        self.optimizer = build_optimizer(encoder, metric_loss, config.optim)
+        self.optimizer = build_optimizer(encoder, metric_loss, self._optim(max(self.step - 1, 0)))
         self.consensus = self._consensus(checkpoint)
         if self.step == 0 and len(self.starts) == 1:
             self._read_classes()
@@ -216,7 +216,7 @@ class Trainer:
         began = time.perf_counter()
         config, number = self.config, self.step + 1
         start, stop = self._generation()
-        learns_alone = start == 0 and len(self.starts) > 1
+        learns_alone = self._is_first_of_several(self.step)
         scorer, consensus = (None, None) if learns_alone else (self.scorer, self.consensus)
         report = accumulate_gradients(self.model, stream, scorer, config, self.context, number, consensus)
         updating = time.perf_counter()
@@ -320,17 +320,24 @@ class Trainer:
         encoder, config = self.model.encoder, self.config
         encoder.load_state_dict(build_encoder(config).state_dict())
         self.model = Model(encoder, self._metric_loss(encoder, self.step), self.model.reference)
-        self.optimizer = build_optimizer(encoder, self.model.metric_loss, config.optim)
+        self.optimizer = build_optimizer(encoder, self.model.metric_loss, self._optim(self.step))
         self.progress.stage(f"training anew from step {self.step}, with what was read")
 
     def _metric_loss(self, encoder: Encoder, step: int) -> nn.Module | None:
         """The new metric loss of the encoder that learns in a step; the first of several may have one of its own."""
         config = self.config
-        is_first = len(self.starts) > 1 and step < self.starts[1]
-        name = (config.consensus.first_metric if is_first else None) or config.loss.metric
+        name = (config.consensus.first_metric if self._is_first_of_several(step) else None) or config.loss.metric
         of_step = config.loss.model_copy(update={"metric": name})
         metric_loss = build_metric_loss(of_step, len(self.dataset.train.class_names), _width(encoder), config.seed)
         return None if metric_loss is None else metric_loss.to(self.context.device, encoder.tower.dtype)
+
+    def _optim(self, step: int) -> OptimConfig:
+        """How the encoder learns in a step; the first of several may have a rate of its own."""
+        rate = self.config.consensus.first_lr_tower if self._is_first_of_several(step) else None
+        return self.config.optim if rate is None else self.config.optim.model_copy(update={"lr_tower": rate})
+
+    def _is_first_of_several(self, step: int) -> bool:
+        return len(self.starts) > 1 and step < self.starts[1]
 
     def _read_classes(self) -> None:
         """The MLLM reads some pictures of every class through the encoder as it is now, if a consensus is taught."""

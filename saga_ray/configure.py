@@ -47,6 +47,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "potential-field+alignment": _without(alignment=1.0),
     "potential-field+alignment+reference-kl": merged(_without(alignment=1.0, reference_kl=1.0), _WHOLE_SUPPORT),
     "potential-field+consensus": _without(alignment=1.0, consensus=1.0),
+    "potential-field+generations": merged(
+        _without(alignment=1.0, consensus=3.0),
+        {"consensus": {"generations": 2, "first_metric": "infonce", "refresh_steps": 1000}},
+    ),
     "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
     "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},
     "saga": {},

@@ -76,7 +76,7 @@ def test_the_methods_differ_in_what_their_names_say() -> None:
     configs = {method: resolve("demo", method=method) for method in METHODS}
     assert [m for m, c in configs.items() if c.asks_the_mllm] == [
         "potential-field+reference-kl", "potential-field+alignment", "potential-field+alignment+reference-kl",
-        "potential-field+consensus", "potential-field+grpo", "potential-field+grpo-generic",
+        "potential-field+consensus", "potential-field+generations", "potential-field+grpo", "potential-field+grpo-generic",
         "saga", "saga+expected", "saga+consensus",
     ]  # fmt: skip
     assert configs["pretrained"].optim.steps == 0

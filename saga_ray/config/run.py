@@ -95,6 +95,11 @@ class RunConfig(Config):
                 f"{first_metric}, with loss.weights.consensus={self.loss.weights.consensus:g} and "
                 f"loss.weights.metric={self.loss.weights.metric:g}); set them, or consensus.generations=1"
             )
+        if self.optim.steps is not None and 1 < self.consensus.generations >= self.optim.steps > 0:
+            problems.append(
+                f"consensus.generations: {self.consensus.generations} need more than optim.steps={self.optim.steps} steps; raise "
+                f"optim.steps, or lower it"
+            )
         if self.grpo.reward == "expected" and self.grpo.top_p < 1:
             problems.append(
                 f"grpo.top_p: {self.grpo.top_p} cuts off verdicts whose probability grpo.reward=expected needs; set grpo.top_p=1"

@@ -45,7 +45,7 @@ def test_every_format_of_the_board_shows_the_row(type_: Type) -> None:
 def test_a_study_writes_a_page_with_board_curves_gallery_and_answers(type_: Type) -> None:
     # The small MLLM of these tests writes nothing that a consensus could be taken from.
     truth = ("--set", "consensus.source=truth")
-    said = type_("study", "demo", "--local", "--steps", "1", "--runs", "out", *SMALL, *truth)
+    said = type_("study", "demo", "--local", "--steps", "3", "--runs", "out", *SMALL, *truth)
     assert said.code == 0, said.err
     page = Path("out/index.html").read_text()
     for word in ("pretrained", "potential-field", "saga", "gallery-saga/index.html", "curves.svg", "pairs/01-1.png"):

@@ -215,7 +215,7 @@ class Trainer:
     def _one_step(self, stream: Iterator[MicroBatch], log: RunLog | None) -> None:
         began = time.perf_counter()
         config, number = self.config, self.step + 1
-        start, stop = self._generation()
+        start = self._generation_start()
         learns_alone = self._is_first_of_several(self.step)
         scorer, consensus = (None, None) if learns_alone else (self.scorer, self.consensus)
         report = accumulate_gradients(self.model, stream, scorer, config, self.context, number, consensus)
@@ -225,7 +225,8 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip_norm)
         metrics["gradient/total"] = float(norm)
         check_finite("gradient/total", metrics["gradient/total"], number)
-        factor = learning_rate_factor(self.step - start, stop - start, config.optim.warmup_share)
+        # As if this generation went on to the end: only the last one comes to rest.
+        factor = learning_rate_factor(self.step - start, self.num_steps - start, config.optim.warmup_share)
         metrics |= set_learning_rates(self.optimizer, factor)
         self.optimizer.step()
         self.step = number
@@ -309,10 +310,9 @@ class Trainer:
             consensus.restore(checkpoint.state["consensus"])
         return consensus
 
-    def _generation(self) -> tuple[int, int]:
-        """The steps between which the encoder that is being trained begins and ends."""
-        number = bisect.bisect_right(self.starts, self.step)
-        return self.starts[number - 1], [*self.starts, self.num_steps][number]
+    def _generation_start(self) -> int:
+        """The step before which the encoder that is being trained began."""
+        return self.starts[bisect.bisect_right(self.starts, self.step) - 1]
 
     def _next_generation(self) -> None:
         """Let the MLLM read through the encoder as it is now, then begin again from the initial weights."""

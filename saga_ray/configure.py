@@ -49,7 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "potential-field+consensus": _without(alignment=1.0, consensus=1.0),
     "potential-field+generations": merged(
         _without(alignment=1.0, consensus=3.0),
-        {"consensus": {"generations": 2, "first_metric": "infonce", "refresh_steps": 1000}},
+        {"consensus": {"generations": 2, "first_metric": "infonce"}},
     ),
     "potential-field+grpo": {"loss": {"weights": {"alignment": 0.0}}},
     "potential-field+grpo-generic": {"loss": {"weights": {"alignment": 0.0}}, "prompt": {"variant": "generic"}},

@@ -82,10 +82,10 @@ class ConsensusConfig(Config):
     refresh_steps: int = Field(25, ge=1)
     """Steps after which the tally of what was written meanwhile replaces the one that is taught."""
     generations: int = Field(1, ge=1, le=9)
-    """Encoders that are trained one after another, each from the initial weights. The first learns from labels alone, which
-    leads its tokens back to where the MLLM reads; each later one is taught what the MLLM reads through the one before it.
-    Together they take the steps of one run, the last twice as many as each other one. 1: no such training, the MLLM reads
-    through the initial encoder."""
+    """Encoders that are trained one after another, each from the initial weights. The first learns without the MLLM, from
+    labels, which leads its tokens back to where the MLLM reads; each later one is taught what the MLLM reads through the one
+    before it (`refresh_steps` has no meaning then). Together they take the steps of one run, the last twice as many as each
+    other one, and only the last one's rate falls to 0. 1: one encoder, and the MLLM reads through it as it is."""
     first_metric: Literal[METRIC_LOSSES] | None = None  # type: ignore[valid-type] # names in one place; checkers want them written out
     """Metric loss of the first of several generations; none named, it is `loss.metric` as for all others."""
     first_lr_tower: float | None = Field(None, ge=0)

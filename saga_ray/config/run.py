@@ -88,17 +88,22 @@ class RunConfig(Config):
             )
         first_metric = self.consensus.first_metric or self.loss.metric
         if self.consensus.generations > 1 and (
-            0 in (self.loss.weights.consensus, self.loss.weights.metric) or first_metric == "none"
+            0 in (self.loss.weights.consensus, self.loss.weights.metric) or "none" in (first_metric, self.loss.metric)
         ):
             problems.append(
                 f"consensus.generations: {self.consensus.generations} needs a consensus and a metric loss to begin with (now "
-                f"{first_metric}, with loss.weights.consensus={self.loss.weights.consensus:g} and "
+                f"{first_metric}, then {self.loss.metric}, with loss.weights.consensus={self.loss.weights.consensus:g} and "
                 f"loss.weights.metric={self.loss.weights.metric:g}); set them, or consensus.generations=1"
+            )
+        if self.consensus.generations > 1 and self.encoder.tower == "mllm" and not self.encoder.trains_tower:
+            problems.append(
+                f"consensus.generations: {self.consensus.generations} would read through the same tower every time, since "
+                f"encoder.trainable={self.encoder.trainable} leaves it as it is; set consensus.generations=1"
             )
         if self.optim.steps is not None and 1 < self.consensus.generations >= self.optim.steps > 0:
             problems.append(
                 f"consensus.generations: {self.consensus.generations} need more than optim.steps={self.optim.steps} steps; raise "
-                f"optim.steps, or lower it"
+                f"optim.steps, or set consensus.generations=1"
             )
         if self.grpo.reward == "expected" and self.grpo.top_p < 1:
             problems.append(

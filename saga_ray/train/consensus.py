@@ -9,7 +9,8 @@ needs nothing but labels and the MLLM.
     lesson       an answer that describes two pictures with words drawn from their classes' consensus, scored like any other
 
 The tally grows with the answers that a run samples in any case, and replaces the taught one every `consensus.refresh_steps`
-steps: nothing waits for it. Only before the first lesson are some pictures of every class read for it.
+steps: nothing waits for it. Only before the first lesson are some pictures of every class read for it, and with
+`consensus.generations` before each encoder that is taught; then nothing replaces what was read.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from saga_ray.types import (
 )
 
 FIRST_READINGS = 6
-"""Pictures of every class that are read before the first step."""
+"""Pictures of every class that are read before the first lesson."""
 _PAIRS_PER_REQUEST = 32
 FIRST_MICRO_BATCH = 2**40
 """Keys of the first readings' answers begin here, beyond any micro-batch of a run."""
@@ -206,7 +207,8 @@ class Consensus:
         return self._config.consensus.source == "truth"
 
     def begin(self, encoder: Encoder, on_images: OnProgress) -> None:
-        """Before the first lesson: read some pictures of every class through the encoder as it is then."""
+        """Read some pictures of every class through the encoder as it is now, and forget what was heard before."""
+        self.shares, self.tally, self.heard = {}, {}, {}
         if self.is_truth:
             self.shares = true_shares(self._dataset)
             return
@@ -215,7 +217,7 @@ class Consensus:
         if not any(set(self._prompt.attributes) <= set(of_class) for of_class in self.shares.values()):
             raise ValueError(
                 f"loss.weights.consensus: of no training class did the MLLM describe all {len(self._prompt.attributes)} "
-                f"attributes in form; look at its answers with `saga-ray mllm try`, or set loss.weights.consensus=0"
+                f"attributes in form; look at its answers with `saga-ray mllm try`, or choose a method without consensus"
             )
 
     def request(self, batch: MicroBatch, tokens: VisualTokens) -> ScoreRequest | None:
@@ -251,10 +253,13 @@ class Consensus:
     def end_step(self, step: int) -> None:
         """Now and then, let what was heard replace what is taught; attributes of which nothing was heard keep theirs.
 
-        Args:
-            step: counted from 1 at the first lesson.
+        Not in generations: there the words are those read through the encoder before.
         """
-        if not self.is_truth and step % self._config.consensus.refresh_steps == 0:
+        if (
+            not self.is_truth
+            and self._config.consensus.generations == 1
+            and step % self._config.consensus.refresh_steps == 0
+        ):
             self._refresh()
 
     def state(self) -> dict[str, Any]:

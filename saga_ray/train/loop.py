@@ -202,7 +202,8 @@ class Trainer:
                 if self.step in self.starts[1:]:
                     self._next_generation()
                 self._one_step(stream, log)
-                if self.step % config.checkpoint.every_steps == 0 or self.step == self.num_steps:
+                is_due = self.step % config.checkpoint.every_steps == 0 or self.step == self.num_steps
+                if is_due or self.step in self.starts[1:]:
                     self._save(log)
         finally:
             if log is not None:
@@ -232,7 +233,7 @@ class Trainer:
         self.step = number
         self.position += report.num_micro_batches
         if consensus is not None:
-            consensus.end_step(number - start)
+            consensus.end_step(number)
         metrics["seconds/update"] = time.perf_counter() - updating
         seconds = time.perf_counter() - began
         self.seconds += seconds
@@ -393,7 +394,7 @@ def generation_starts(num_steps: int, generations: int) -> list[int]:
     """
     if generations > 1 and num_steps <= generations:
         raise ValueError(
-            f"consensus.generations: {generations} need more than {num_steps} steps; raise optim.steps or optim.epochs, or lower it"
+            f"consensus.generations: {generations} need more than {num_steps} steps; raise optim.steps or optim.epochs, or set consensus.generations=1"
         )
     return [0] + [round(number * num_steps / (generations + 1)) for number in range(1, generations)]
 

@@ -165,7 +165,8 @@ def _search(
         clock.lap("data")
         if batch is None:
             break
-        reference = _reference_tokens(model, batch, context)
+        compares = scorer is not None or config.loss.weights.anchor > 0
+        reference = _reference_tokens(model, batch, context) if compares else None
         tokens = _tokens(model, batch, config, context, keeps_graph)
         if scorer is not None:
             compared = reference if config.loss.weights.reference_kl > 0 else None

@@ -260,7 +260,7 @@ class Remembering(LocalScorer):
         return super().score(request)
 
 
-GENERATIONS = {"data__hard_share": 0.0, "optim__steps": 8, "consensus__generations": 3, "consensus__refresh_steps": 2}
+GENERATIONS = {"data__hard_share": 0.0, "optim__steps": 8, "consensus__generations": 3, "consensus__refresh_steps": 1}
 
 
 def test_each_generation_begins_anew_with_what_was_read_through_the_one_before(
@@ -298,16 +298,27 @@ def test_each_generation_begins_anew_with_what_was_read_through_the_one_before(
         assert torch.equal(seen[batch.index].tokens.tokens_NLTD, tokens) == begins
 
 
+def test_a_reading_forgets_what_was_heard_before_it(mllm: Path, dataset: Dataset) -> None:
+    config = small_run_config(mllm, "saga+consensus", consensus__generations=2)
+    scorer, encoder = LocalScorer(build_engine(config)), build_encoder(config)
+    fresh, other = (Consensus(config, dataset, run_prompt(config), scorer, CPU) for _ in range(2))
+    other.tally = other.shares = other.heard = {0: {"crown color": {"mauve": 99.0}}}
+    for each in (fresh, other):
+        each.begin(encoder, lambda done, of: None)
+    other.end_step(config.consensus.refresh_steps)  # nothing replaces what was read
+    assert (other.shares, other.tally, other.heard) == (fresh.shares, {}, fresh.heard)
+
+
 def test_a_run_that_stops_between_or_within_generations_goes_on_alike(
     mllm: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     config = small_run_config(
-        mllm, "potential-field+consensus", optim__steps=3, checkpoint__every_steps=1, consensus__generations=2,
+        mllm, "potential-field+consensus", optim__steps=6, checkpoint__every_steps=1, consensus__generations=2,
         consensus__first_metric="proxy-anchor", consensus__first_lr_tower=1e-4,
     )  # fmt: skip
     scorer = LocalScorer(build_engine(config))
     _train(config, dataset, tmp_path, "whole", scorer)
-    for last in (1, 2):
+    for last in (2, 3, 4):  # what is left is a checkpoint within the first, between the two, and within the second
         name = f"stopped-after-{last}"
         with pytest.raises(Stopped):
             _train(config, dataset, tmp_path, name, scorer, progress=StopAfter(last))

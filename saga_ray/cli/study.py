@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 METHODS = ("pretrained", "potential-field", "saga")
 METHODS_OF = {
-    "demo": ("pretrained", "infonce", "potential-field+pooler", "saga", "potential-field+generations"),
+    "demo": ("pretrained", "infonce", "potential-field+pooler", "saga"),
     "folder": ("pretrained", "proxy-anchor", "potential-field", "saga"),
 }
 """What `make demo` and `make demo-folder` compare; for other data sets it is `METHODS`."""

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from saga_ray.config.base import Config
-from saga_ray.config.learning import METRIC_LOSSES
+from saga_ray.config.learning import MetricLoss
 
 
 class MLLMConfig(Config):
@@ -86,11 +86,10 @@ class ConsensusConfig(Config):
     labels, which leads its tokens back to where the MLLM reads; each later one is taught what the MLLM reads through the one
     before it (`refresh_steps` has no meaning then). Together they take the steps of one run, the last twice as many as each
     other one, and only the last one's rate falls to 0. 1: one encoder, and the MLLM reads through it as it is."""
-    first_metric: Literal[METRIC_LOSSES] | None = None  # type: ignore[valid-type] # names in one place; checkers want them written out
+    first_metric: MetricLoss | None = None
     """Metric loss of the first of several generations; none named, it is `loss.metric` as for all others."""
     first_lr_tower: float | None = Field(None, ge=0)
-    """Learning rate of the tower in the first of several generations; none given, it is `optim.lr_tower`. A gentle one leaves
-    more of what the MLLM knows to read."""
+    """Learning rate of the tower in the first of several generations; none given, it is `optim.lr_tower`."""
     sharpness: float = Field(3.0, gt=0, le=30)
     """Exponent of a word's share within the class over the root of its share among all classes."""
     source: Literal["mllm", "truth", "another-class", "other-words"] = "mllm"

@@ -13,6 +13,7 @@ METRIC_LOSSES = (
     "none", "potential-field", "proxy-anchor", "multi-similarity", "infonce",
     "contrastive", "triplet", "proxy-nca", "circle", "arcface",
 )  # fmt: skip
+MetricLoss = Literal[METRIC_LOSSES]  # type: ignore[valid-type] # names in one place; checkers want them written out
 
 
 class EncoderConfig(Config):
@@ -89,7 +90,7 @@ class PotentialFieldConfig(Config):
 class LossConfig(Config):
     """What the encoder is trained for."""
 
-    metric: Literal[METRIC_LOSSES] = "potential-field"  # type: ignore[valid-type] # names in one place; checkers want them written out
+    metric: MetricLoss = "potential-field"
     """Metric-learning loss."""
     weights: LossWeights = LossWeights()
     potential_field: PotentialFieldConfig = PotentialFieldConfig()

@@ -60,8 +60,13 @@ class RunConfig(Config):
     def samples_answers(self) -> bool:
         """True if any loss needs the MLLM's own answers about the plan's pairs."""
         weights = self.loss.weights
-        tallied = weights.consensus if self.consensus.source != "truth" else 0.0
+        tallied = weights.consensus if self.refreshes_the_consensus else 0.0
         return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl, tallied) > 0
+
+    @property
+    def refreshes_the_consensus(self) -> bool:
+        """True if what the MLLM writes during training replaces what is taught of the classes."""
+        return self.consensus.source != "truth" and self.consensus.generations == 1
 
     @property
     def needs_reference(self) -> bool:

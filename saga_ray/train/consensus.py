@@ -245,21 +245,14 @@ class Consensus:
         return ScoreRequest(self._config.seed, batch.index, tuple(taught), tokens, options, answers=tuple(answers))
 
     def hear(self, batch: MicroBatch, result: ScoreResult) -> None:
-        """Tally the answers about a micro-batch, over all ranks."""
-        if not self.is_truth:
+        """Tally the answers about a micro-batch, over all ranks, if they will be taught."""
+        if self._config.refreshes_the_consensus:
             labels = [(int(batch.labels_N[p.first]), int(batch.labels_N[p.second])) for p in batch.pairs]
             self._add(self._described(labels, result))
 
     def end_step(self, step: int) -> None:
-        """Now and then, let what was heard replace what is taught; attributes of which nothing was heard keep theirs.
-
-        Not in generations: there the words are those read through the encoder before.
-        """
-        if (
-            not self.is_truth
-            and self._config.consensus.generations == 1
-            and step % self._config.consensus.refresh_steps == 0
-        ):
+        """Now and then, let what was heard replace what is taught; attributes of which nothing was heard keep theirs."""
+        if self._config.refreshes_the_consensus and step % self._config.consensus.refresh_steps == 0:
             self._refresh()
 
     def state(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saga_ray.config import OptimConfig, RunConfig
+from saga_ray.config import RunConfig
 from saga_ray.data.planning.mining import snapshot_rows
 from saga_ray.data.planning.plan import PairPlanner
 from saga_ray.data.planning.taxonomy import relatives
@@ -26,6 +25,7 @@ from saga_ray.train.context import RunContext
 from saga_ray.train.embed import embed_centroids
 from saga_ray.train.errors import check_finite
 from saga_ray.train.evaluate import evaluate, weights_id
+from saga_ray.train.generations import Generations
 from saga_ray.train.logs import RunLog
 from saga_ray.train.losses import build_metric_loss
 from saga_ray.train.optim import (
@@ -153,14 +153,15 @@ class Trainer:
     ) -> None:
         self.config, self.dataset, self.scorer, self.context = config, dataset, scorer, context
         self.run, self.progress, self.num_steps = run, progress, num_steps
-        self.starts = generation_starts(num_steps, config.consensus.generations)
+        self.generations = Generations(config, num_steps)
         checkpoint = _agreed_checkpoint(run, context)
         self.step = checkpoint.step if checkpoint else 0
         self.position = checkpoint.state["position"] if checkpoint else 0
         """Next micro-batch of the plan."""
         self.seconds = checkpoint.state["seconds"] if checkpoint else 0.0
         # A checkpoint between two generations holds what the earlier one left.
-        metric_loss = self._metric_loss(encoder, max(self.step - 1, 0))
+        begun = self.generations.config_at(max(self.step - 1, 0))
+        metric_loss = self._metric_loss(encoder, begun)
         self._freeze_unreached(encoder, metric_loss)
         self.model = Model(encoder, metric_loss, self._reference())
         if not self.model.trainable():
@@ -179,9 +180,9 @@ class Trainer:
             self.snapshot_CE,
             relatives(config.data, dataset.train.class_names),
         )
-        self.optimizer = build_optimizer(encoder, metric_loss, self._optim(max(self.step - 1, 0)))
+        self.optimizer = build_optimizer(encoder, metric_loss, begun.optim)
         self.consensus = self._consensus(checkpoint)
-        if self.step == 0 and len(self.starts) == 1:
+        if self.step == 0 and begun.loss.weights.consensus > 0:
             self._read_classes()
         self.watch = self._watch()
         self._verdict_key = self._stored_verdict_key()
@@ -199,11 +200,11 @@ class Trainer:
         self.progress.stage(f"training from step {self.step}" if self.step else "training")
         try:
             while self.step < self.num_steps:
-                if self.step in self.starts[1:]:
+                if self.generations.ends_at(self.step):
                     self._next_generation()
                 self._one_step(stream, log)
                 is_due = self.step % config.checkpoint.every_steps == 0 or self.step == self.num_steps
-                if is_due or self.step in self.starts[1:]:
+                if is_due or self.generations.ends_at(self.step):
                     self._save(log)
         finally:
             if log is not None:
@@ -215,10 +216,9 @@ class Trainer:
 
     def _one_step(self, stream: Iterator[MicroBatch], log: RunLog | None) -> None:
         began = time.perf_counter()
-        config, number = self.config, self.step + 1
-        start = self._generation_start()
-        learns_alone = self._is_first_of_several(self.step)
-        scorer, consensus = (None, None) if learns_alone else (self.scorer, self.consensus)
+        number, start = self.step + 1, self.generations.start(self.step)
+        config = self.generations.config_at(self.step)
+        scorer, consensus = (self.scorer, self.consensus) if config.asks_the_mllm else (None, None)
         report = accumulate_gradients(self.model, stream, scorer, config, self.context, number, consensus)
         updating = time.perf_counter()
         metrics = report.metrics
@@ -311,39 +311,23 @@ class Trainer:
             consensus.restore(checkpoint.state["consensus"])
         return consensus
 
-    def _generation_start(self) -> int:
-        """The step before which the encoder that is being trained began."""
-        return self.starts[bisect.bisect_right(self.starts, self.step) - 1]
-
     def _next_generation(self) -> None:
         """Let the MLLM read through the encoder as it is now, then begin again from the initial weights."""
         self._read_classes()
-        encoder, config = self.model.encoder, self.config
+        encoder, config = self.model.encoder, self.generations.config_at(self.step)
         encoder.load_state_dict(build_encoder(config).state_dict())
-        self.model = Model(encoder, self._metric_loss(encoder, self.step), self.model.reference)
-        self.optimizer = build_optimizer(encoder, self.model.metric_loss, self._optim(self.step))
+        self.model = Model(encoder, self._metric_loss(encoder, config), self.model.reference)
+        self.optimizer = build_optimizer(encoder, self.model.metric_loss, config.optim)
         self.progress.stage(f"training anew from step {self.step}, with what was read")
 
-    def _metric_loss(self, encoder: Encoder, step: int) -> nn.Module | None:
-        """The new metric loss of the encoder that learns in a step; the first of several may have one of its own."""
-        config = self.config
-        name = (config.consensus.first_metric if self._is_first_of_several(step) else None) or config.loss.metric
-        of_step = config.loss.model_copy(update={"metric": name})
-        metric_loss = build_metric_loss(of_step, len(self.dataset.train.class_names), _width(encoder), config.seed)
+    def _metric_loss(self, encoder: Encoder, config: RunConfig) -> nn.Module | None:
+        num_classes = len(self.dataset.train.class_names)
+        metric_loss = build_metric_loss(config.loss, num_classes, _width(encoder), config.seed)
         return None if metric_loss is None else metric_loss.to(self.context.device, encoder.tower.dtype)
 
-    def _optim(self, step: int) -> OptimConfig:
-        """How the encoder learns in a step; the first of several may have a rate of its own."""
-        rate = self.config.consensus.first_lr_tower if self._is_first_of_several(step) else None
-        return self.config.optim if rate is None else self.config.optim.model_copy(update={"lr_tower": rate})
-
-    def _is_first_of_several(self, step: int) -> bool:
-        return len(self.starts) > 1 and step < self.starts[1]
-
     def _read_classes(self) -> None:
-        """The MLLM reads some pictures of every class through the encoder as it is now, if a consensus is taught."""
-        if self.consensus is None:
-            return
+        """The MLLM reads some pictures of every class through the encoder as it is now."""
+        assert self.consensus is not None
         self.progress.stage(f"reading images of {len(self.dataset.train.class_names)} training classes")
         began = time.perf_counter()
         self.consensus.begin(self.model.encoder, self.progress.part)
@@ -382,21 +366,6 @@ class Trainer:
         if sentence is not None and self.context.rank == 0:
             # Of a whole tower some parts often have no gradient (DeepStack's mergers without GRPO); whoever names parts means them.
             logger.log(logging.INFO if chosen == "all" else logging.WARNING, "%s", sentence)
-
-
-def generation_starts(num_steps: int, generations: int) -> list[int]:
-    """Steps before which encoders begin (`consensus.generations`); the last has twice as many steps as each other one.
-
-    Example: of 8 steps and 3 generations, two encoders take 2 steps and the last 4: [0, 2, 4].
-
-    Raises:
-        ValueError: if not every one of them would have a step.
-    """
-    if generations > 1 and num_steps <= generations:
-        raise ValueError(
-            f"consensus.generations: {generations} need more than {num_steps} steps; raise optim.steps or optim.epochs, or set consensus.generations=1"
-        )
-    return [0] + [round(number * num_steps / (generations + 1)) for number in range(1, generations)]
 
 
 def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None:

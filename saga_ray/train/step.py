@@ -103,7 +103,7 @@ def accumulate_gradients(
     """Leave the gradient of the whole step, over all ranks, in `.grad` of every trainable parameter.
 
     Args:
-        scorer: None if no loss asks the MLLM, or none does yet.
+        scorer: None if no loss of `config` asks the MLLM.
         batches: this rank's rows of the plan, in order; as many are taken as the step needs.
         step: number of the step, counted from 1; for messages.
         consensus: what is taught of the classes; it hears the answers of this step.
@@ -165,8 +165,7 @@ def _search(
         clock.lap("data")
         if batch is None:
             break
-        compares = scorer is not None or config.loss.weights.anchor > 0
-        reference = _reference_tokens(model, batch, context) if compares else None
+        reference = _reference_tokens(model, batch, context) if config.needs_reference else None
         tokens = _tokens(model, batch, config, context, keeps_graph)
         if scorer is not None:
             compared = reference if config.loss.weights.reference_kl > 0 else None
@@ -184,7 +183,7 @@ def _search(
                 scored.append(_collected(under_way, consensus))
                 num_contributing += sum(context.gather(scored[-1].num_contributing))
             clock.lap("score")
-        enough = scorer is None or not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
+        enough = not config.samples_answers or num_contributing >= config.grpo.contributing_pairs
         if config.grpo.refill and enough:
             break
     while under_way:

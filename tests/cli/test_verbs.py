@@ -43,15 +43,13 @@ def test_every_format_of_the_board_shows_the_row(type_: Type) -> None:
 
 
 def test_a_study_writes_a_page_with_board_curves_gallery_and_answers(type_: Type) -> None:
-    # The small MLLM of these tests writes nothing that a consensus could be taken from.
-    truth = ("--set", "consensus.source=truth")
-    said = type_("study", "demo", "--local", "--steps", "3", "--runs", "out", *SMALL, *truth)
+    said = type_("study", "demo", "--local", "--steps", "1", "--runs", "out", *SMALL)
     assert said.code == 0, said.err
     page = Path("out/index.html").read_text()
     for word in ("pretrained", "potential-field", "saga", "gallery-saga/index.html", "curves.svg", "pairs/01-1.png"):
         assert word in page
     assert Path("out/gallery-saga/index.html").is_file()
-    assert len(json.loads(type_("leaderboard", "demo", "--runs", "out", "--format", "json").out)) == 5
+    assert len(json.loads(type_("leaderboard", "demo", "--runs", "out", "--format", "json").out)) == 4
     for word in ("out/index.html", "saga-ray leaderboard demo --runs out"):
         assert word in said.err
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from saga_ray.configure import ConfigError
 from saga_ray.encoder.encoder import build_encoder
 from saga_ray.mllm.answers import parse_answer
+from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.scorer.prompt import run_prompt
 from saga_ray.train.consensus import (
@@ -26,7 +27,7 @@ from saga_ray.train.consensus import (
     true_shares,
 )
 from saga_ray.train.context import LocalContext
-from saga_ray.train.loop import generation_starts
+from saga_ray.train.generations import Generations
 from saga_ray.train.step import accumulate_gradients
 from saga_ray.types import Dataset, ScoreRequest, ScoreResult
 from tests.train.small import small_model, small_run_config, stream
@@ -255,8 +256,12 @@ def test_a_resumed_run_teaches_as_if_it_had_never_stopped(mllm: Path, dataset: D
 class Remembering(LocalScorer):
     """Keeps every request."""
 
+    def __init__(self, engine: ScoringEngine) -> None:
+        super().__init__(engine)
+        self.requests: list[ScoreRequest] = []
+
     def score(self, request: ScoreRequest) -> ScoreResult:
-        self.__dict__.setdefault("requests", []).append(request)
+        self.requests.append(request)
         return super().score(request)
 
 
@@ -266,9 +271,9 @@ GENERATIONS = {"data__hard_share": 0.0, "optim__steps": 8, "consensus__generatio
 def test_each_generation_begins_anew_with_what_was_read_through_the_one_before(
     mllm: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
-    assert generation_starts(8, 3) == [0, 2, 4] and generation_starts(141, 2) == [0, 47]
     first = {"consensus__first_metric": "infonce", "consensus__first_lr_tower": 1e-4}
     config = small_run_config(mllm, "saga+consensus", **first, **GENERATIONS)
+    assert Generations(config, 8).starts == (0, 2, 4) and Generations(config, 141).starts == (0, 35, 70)
     scorer = Remembering(build_engine(config))
     _train(config, dataset, tmp_path, "three", scorer)
     alone = small_run_config(
@@ -327,11 +332,11 @@ def test_a_run_that_stops_between_or_within_generations_goes_on_alike(
         assert _equal(_weights(tmp_path / name), _weights(tmp_path / "whole"))
 
 
-def test_generations_that_cannot_be_are_refused(mllm: Path, dataset: Dataset, tmp_path: Path) -> None:
+def test_generations_that_cannot_be_are_refused(mllm: Path) -> None:
     for key in ("metric", "consensus"):
         with pytest.raises(ConfigError, match=r"consensus\.generations: 2 needs a consensus and a metric loss"):
             small_run_config(mllm, "saga+consensus", consensus__generations=2, **{f"loss__weights__{key}": 0.0})
     with pytest.raises(ConfigError, match=r"consensus\.generations: 3 need more than optim\.steps=3"):
         small_run_config(mllm, "saga+consensus", consensus__generations=3, optim__steps=3)
     with pytest.raises(ValueError, match=r"consensus\.generations: 3 need more than 2 steps"):
-        generation_starts(2, 3)
+        Generations(small_run_config(mllm, "saga+consensus", consensus__generations=3), 2)

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from saga_ray import __version__
-from saga_ray.config import DataConfig, GRPOConfig, PromptConfig, RunConfig
+from saga_ray.config import ConsensusConfig, DataConfig, GRPOConfig, PromptConfig, RunConfig
 from saga_ray.configure import label
 from saga_ray.encoder.encoder import Encoder
 from saga_ray.encoder.export import FOLDER, save_encoder
@@ -96,6 +96,7 @@ def evaluate(
 _LATER_KEYS = {
     "data": ("decode", "hard_from", "taxonomy", "taxonomy_digest", "mining_images", "crop_area"),
     "grpo": ("normalisation", "reference_kl"),
+    "consensus": ("generations", "first_metric", "first_lr_tower"),
     "prompt": ("answers", "value_tokens"),
 }
 """Keys that came after results were stored: at their defaults they change nothing, the hash neither."""
@@ -113,7 +114,7 @@ def config_hash(config: RunConfig) -> str:
     values["data"].pop("root")
     if config.data.taxonomy_digest is not None:
         values["data"]["taxonomy"] = None  # a place; the digest says what stands there
-    defaults = {"data": DataConfig(), "grpo": GRPOConfig(), "prompt": PromptConfig()}
+    defaults = {"data": DataConfig(), "grpo": GRPOConfig(), "consensus": ConsensusConfig(), "prompt": PromptConfig()}
     for group, keys in _LATER_KEYS.items():
         for key in keys:
             if values[group][key] == getattr(defaults[group], key):

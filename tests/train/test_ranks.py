@@ -44,6 +44,7 @@ def _assert_equal(folder: Path) -> None:
     [
         pytest.param("saga", "potential-field", marks=pytest.mark.slow),
         ("saga+consensus", "potential-field"),
+        ("potential-field+generations", "potential-field"),
         ("infonce", "infonce"),
     ],
 )

@@ -17,8 +17,8 @@ from saga_ray.yaml_text import load_yaml
 
 STOP = "stop"
 """Name of the searched share of a budget's epochs or steps."""
-KINDS = ("pretrained", "baseline", "control", "method", "variant", "ceiling")
-Kind = Literal["pretrained", "baseline", "control", "method", "variant", "ceiling"]
+KINDS = ("pretrained", "baseline", "control", "method", "variant", "ablation", "ceiling")
+Kind = Literal["pretrained", "baseline", "control", "method", "variant", "ablation", "ceiling"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,59}")
 
 
@@ -28,7 +28,8 @@ class Row(Config):
     method: str
     """Preset, as for `saga-ray train --method`."""
     kind: Kind = "method"
-    """What the row is for; `method`, `variant` and `ceiling` are compared with the best `baseline` and the best `control`."""
+    """What the row is for; `method`, `variant` and `ceiling` are compared with the best `baseline` and the best `control`, an
+    `ablation`, from which something is taken away on purpose, only where a block names it."""
     set: dict[str, Any] = Field({})
     """Dotted keys of this row."""
     space: dict[str, Any] = Field({})

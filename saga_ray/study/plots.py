@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _OF_KIND = {
     "pretrained": "#d7dadc", "baseline": "#8d959b", "control": COLORS[5], "method": COLORS[0], "variant": COLORS[2],
-    "ceiling": COLORS[4],
+    "ablation": COLORS[1], "ceiling": COLORS[4],
 }  # fmt: skip
 
 

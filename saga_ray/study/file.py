@@ -36,8 +36,6 @@ class Row(Config):
     """Ranges of dotted keys, as in a sweep file, beside those of `tuning.space`."""
     diagnose: bool = False
     """Look into the trained encoder of final runs (`saga_ray.train.diagnosis`)."""
-    note: str = ""
-    """A few words for the page."""
 
     @property
     def trains(self) -> bool:

@@ -100,6 +100,8 @@ def _best_words(study: Study, table: Table) -> str:
         kinds = {study.rows[row].kind for row in table.block.rows}
         if not kinds & {"baseline", "control"}:
             return ""
+        if study.tuned_on(table.block) is None:
+            return "No best baseline or control is named: these rows had no trials on validation classes."
         return "No best baseline or control is named: their trials on validation classes have not all ended."
     named = " and ".join(f"the best {kind} is {row}" for kind, row in table.best.items())
     return f"By validation classes {named}."

@@ -200,6 +200,8 @@ class Consensus:
         self.tally: Tally = {}
         self.heard: Tally = {}
         """What the taught shares were made from."""
+        self.tokens_read = 0
+        """Tokens of the readings before a lesson that no step has counted yet, over all ranks."""
 
     @property
     def is_truth(self) -> bool:
@@ -301,12 +303,20 @@ class Consensus:
         self.heard = _updated(self.heard, self.tally)
         self.tally = {}
 
-    def _described(self, labels: list[tuple[int, int]], result: ScoreResult) -> list[tuple[int, dict[str, str]]]:
+    def _described(
+        self, labels: list[tuple[int, int]], result: ScoreResult, readable_P2: np.ndarray | None = None
+    ) -> list[tuple[int, dict[str, str]]]:
+        """Class and description of every image that could be read and was described."""
+        shown_P2 = np.ones((len(labels), 2), dtype=bool) if readable_P2 is None else readable_P2
         found = []
-        for pair, texts in zip(labels, result.texts_PG, strict=True):
+        for pair, shown, texts in zip(labels, shown_P2, result.texts_PG, strict=True):
             for text in texts:
                 said = parse_answer(text, self._prompt.verdict_key).descriptions(text)
-                found += [(label, description) for label, description in zip(pair, said, strict=True) if description]
+                found += [
+                    (label, description)
+                    for label, description, can_be_read in zip(pair, said, shown, strict=True)
+                    if description and can_be_read
+                ]
         return found
 
     def _add(self, mine: list[tuple[int, dict[str, str]]]) -> None:
@@ -334,17 +344,22 @@ class Consensus:
         ]
         pairs = [(rows[i], rows[i + 1]) for i in range(0, len(rows) - 1, 2)]
         found: list[tuple[int, dict[str, str]]] = []
+        num_tokens = 0
         for number, begin in enumerate(range(0, len(pairs), _PAIRS_PER_REQUEST)):
             if number % self._context.world_size != self._context.rank:
                 continue
             part = pairs[begin : begin + _PAIRS_PER_REQUEST]
-            images_NHWC = load_images(table, [int(row) for pair in part for row in pair], size, skip_broken=True)[0]
+            images_NHWC, readable_N = load_images(
+                table, [int(row) for pair in part for row in pair], size, skip_broken=True
+            )
             tokens = encoder.encode_tokens(torch.from_numpy(images_NHWC).to(self._context.device))
             asked = tuple(ImagePair(2 * i, 2 * i + 1, False, i) for i in range(len(part)))
             options = ScoreOptions(gradient=False, attention=False)
             key = FIRST_MICRO_BATCH + number
             result = self._scorer.score(ScoreRequest(self._config.seed, key, asked, tokens, options))
             on_images(2 * (begin + len(part)), 2 * len(pairs))
+            num_tokens += int(result.num_tokens_PG.sum())
             labels = [(int(table.labels_N[a]), int(table.labels_N[b])) for a, b in part]
-            found += self._described(labels, result)
+            found += self._described(labels, result, readable_N.reshape(-1, 2))
         self._add(found)
+        self.tokens_read += sum(self._context.gather(num_tokens))

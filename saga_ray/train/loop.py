@@ -234,6 +234,8 @@ class Trainer:
         self.position += report.num_micro_batches
         if consensus is not None:
             consensus.end_step(number)
+            metrics["scorer/tokens"] += consensus.tokens_read
+            consensus.tokens_read = 0
         metrics["seconds/update"] = time.perf_counter() - updating
         seconds = time.perf_counter() - began
         self.seconds += seconds

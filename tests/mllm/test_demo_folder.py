@@ -163,4 +163,8 @@ def test_the_card_was_measured_on_these_weights() -> None:
     told, data = card["default_world_validation_pairs"], DataConfig()
     assert (told["gap"], told["shift"]) == (data.gap, data.shift)
     assert set(card["held_out_clean_pictures"]["greedy"]["per_attribute"]) == set(birds.NAMES)
-    assert card["held_out_clean_pictures"]["temperature_1"]["well_formed"] > 0.99
+    read = card["held_out_clean_pictures"]
+    assert read["temperature_1"]["well_formed"] > 0.99
+    assert read["greedy"]["attributes"] > 0.99
+    assert min(read["greedy"]["verdict_same"], read["greedy"]["verdict_different"]) > 0.95
+    assert read["verdict_follows_words"] > 0.9

@@ -221,14 +221,17 @@ def test_the_reference_leaves_answers_rewards_and_the_grpo_gradient_as_they_are(
 
 
 def test_expected_rewards_are_the_probabilities_of_the_right_verdict(engines: dict[str, ScoringEngine]) -> None:
-    """Against the answers' own log-probabilities: with the right verdict written, against with the wrong one."""
+    """Whichever verdict was written; and "yes" and "no", right of pairs of one class and of two, share what is likely."""
     written = small_answer("hooked", "plain", "hooked", "barred", "yes")
     other = written.replace('"yes"', '"no"')
     request = replace(small_request(2), answers=((written, other),) * 2)
     found = engines["expected"].score(request)
     assert found.rewards_PG[:, 0] == pytest.approx(found.rewards_PG[:, 1].tolist(), rel=1e-9)
     assert ((found.rewards_PG > 0) & (found.rewards_PG < 1)).all()
-    # Both verdicts are equally likely to be followed by nothing but the end, so their odds are the answers' odds.
+    other_class = tuple(replace(pair, same_class=not pair.same_class) for pair in request.pairs)
+    turned = engines["expected"].score(replace(request, pairs=other_class))
+    both_P = found.rewards_PG[:, 0] + turned.rewards_PG[:, 0]
+    assert ((both_P > found.rewards_PG[:, 0]) & (both_P <= 1 + 1e-9)).all()
     assert found.contributes_P.all(), "equal expected rewards still carry the verdict's own gradient"
     assert found.token_grads_P2LTD.flatten(1).abs().amax(dim=1).min() > 0
 

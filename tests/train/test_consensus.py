@@ -27,9 +27,10 @@ from saga_ray.train.consensus import (
     true_shares,
 )
 from saga_ray.train.context import LocalContext
+from saga_ray.train.embed import load_images
 from saga_ray.train.generations import Generations
 from saga_ray.train.step import accumulate_gradients
-from saga_ray.types import Dataset, ScoreRequest, ScoreResult
+from saga_ray.types import Dataset, ImageTable, ScoreRequest, ScoreResult
 from tests.train.small import small_model, small_run_config, stream
 from tests.train.test_loop import StopAfter, Stopped, _equal, _lines, _train, _weights
 
@@ -312,6 +313,29 @@ def test_a_reading_forgets_what_was_heard_before_it(mllm: Path, dataset: Dataset
         each.begin(encoder, lambda done, of: None)
     other.end_step(config.consensus.refresh_steps)  # nothing replaces what was read
     assert (other.shares, other.tally, other.heard) == (fresh.shares, {}, fresh.heard)
+
+
+def test_an_image_that_cannot_be_read_says_nothing_of_its_class(
+    mllm: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, whole = _begun(mllm, dataset)
+    label = next(iter(whole.heard))
+
+    def none_of_label(table: ImageTable, rows: list[int], size: int, skip_broken: bool) -> tuple:
+        images_NHWC, _ = load_images(table, rows, size, skip_broken)
+        return images_NHWC, table.labels_N[rows] != label
+
+    monkeypatch.setattr("saga_ray.train.consensus.load_images", none_of_label)
+    *_, without = _begun(mllm, dataset)
+    assert without.heard == {other: said for other, said in whole.heard.items() if other != label}
+
+
+def test_tokens_of_a_reading_are_counted_by_the_step_behind_it(mllm: Path, dataset: Dataset, tmp_path: Path) -> None:
+    config, scorer, _, teacher = _begun(mllm, dataset, optim__steps=2)
+    assert teacher.tokens_read > 0
+    _train(config, dataset, tmp_path, "a", scorer)
+    first, second = (line["scorer/tokens"] for line in _lines(tmp_path / "a"))
+    assert first - second > teacher.tokens_read / 2
 
 
 def test_a_run_that_stops_between_or_within_generations_goes_on_alike(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from saga_ray.cli.options import SET, configuration, split_assignments
+from saga_ray.cli.options import SET, check_target, configuration, split_assignments
 from saga_ray.cli.terminal import result, say
 from saga_ray.storage import Storage
 
@@ -47,6 +47,7 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
         raise ValueError(f"mllm try: {len(files)} pictures are named; give two, or none for two drawn birds")
     if out is not None and not out.lower().endswith(".png"):
         raise ValueError(f"--out {out}: is no name of a PNG file; let it end in .png")
+    check_target(out, "--out")
     config = configuration(
         dataset,
         assignments=(*assignments, *more),
@@ -123,5 +124,8 @@ def _draw(asked: Asked, out: str, names: Sequence[str], depth: float) -> None:
     titles = ("/".join(Path(names[0]).parts[-2:]), "/".join(Path(names[1]).parts[-2:]))
     figure = attention_figure((first, second), asked.attention, asked.grid_hw, asked.texts[0], titles)
     target = Path(out).resolve()
-    Storage.open(target.parent).write(target.name, to_png(figure))
+    try:
+        Storage.open(target.parent).write(target.name, to_png(figure))
+    except OSError as error:
+        raise ValueError(f"--out {out}: cannot be written ({error.strerror or error}); name another file") from None
     say(f"Drawn: {out}, the attention of the first answer's descriptions at relative depth {depth:.2f}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -70,6 +71,17 @@ def split_assignments(words: Iterable[str]) -> tuple[list[str], list[str]]:
     """The arguments of a verb, and the key=value words that follow `--set a=1 b=2`."""
     words = list(words)
     return [word for word in words if not _is_assignment(word)], [word for word in words if _is_assignment(word)]
+
+
+def check_target(path: str | None, option: str) -> None:
+    """Refuse a place that cannot be written before anything takes time."""
+    if path is None:
+        return
+    from saga_ray.configure import ConfigError
+
+    folder = Path(path).absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
+        raise ConfigError(f"{option} {path}: cannot be written there; name a file in a folder that exists")
 
 
 def typed(**options: object) -> list[str]:

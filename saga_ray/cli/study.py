@@ -120,6 +120,10 @@ def study_from_file(
     overrides = parse_assignments(assignments) | ({} if data_root is None else {"data.root": data_root})
     file = Path(str(files("saga_ray.study.presets").joinpath(f"{path}.yaml"))) if path in PRESETS else Path(path)
     study = load_study(file, dataset=dataset, overrides=overrides)
+    if data_root is not None and study.dataset == "demo":
+        raise ConfigError(
+            f"--data-root {data_root}: {path} is about demo, which is drawn; name yours too, as with --dataset folder"
+        )
     names = [block.name for block in study.blocks]
     if wrong := [line for name in blocks if (line := check_choice("--block: block", name, names))]:
         raise ConfigError("\n".join(wrong))

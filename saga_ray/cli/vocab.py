@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from saga_ray.cli.options import DATA_ROOT, RECIPE, SET, configuration, split_words
+from saga_ray.cli.options import DATA_ROOT, RECIPE, SET, check_target, configuration, split_words
 from saga_ray.cli.terminal import print_json, progress, result, say
 from saga_ray.cli.vocab_tables import print_score, print_truth, print_vocabulary
 
@@ -132,8 +131,8 @@ def score(
     saga-ray vocab score mine.yaml --dataset cub --data-root /data/CUB_200_2011 --write less.yaml
     """
     config = _scored_config(words, dataset, data_root, recipe, run, assignments)
-    _check_target(plot, "--plot")
-    _check_target(write, "--write")
+    check_target(plot, "--plot")
+    check_target(write, "--write")
     from saga_ray.scorer.prompt import run_prompt
     from saga_ray.vocab.asking import Sample
     from saga_ray.vocab.measure import measure_score
@@ -229,7 +228,7 @@ def truth(
 
     Needs a data set whose attributes are labelled (demo, or cub with its attributes).
     """
-    _check_target(plot, "--plot")
+    check_target(plot, "--plot")
     from saga_ray.leaderboard.vocabulary_plots import truth_lines
     from saga_ray.vocab.asking import Sample
     from saga_ray.vocab.measure import measure_truth
@@ -248,17 +247,6 @@ def truth(
 
     Storage.open(run).write("truth.png", picture)
     say(f"Wrote {run.rstrip('/')}/truth.png")
-
-
-def _check_target(path: str | None, option: str) -> None:
-    """Refuse a place that cannot be written before anything takes time."""
-    if path is None:
-        return
-    from saga_ray.configure import ConfigError
-
-    folder = Path(path).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(path).is_dir():
-        raise ConfigError(f"{option} {path}: cannot be written there; name a file in a folder that exists")
 
 
 def _write(path: str, content: bytes) -> None:

@@ -222,7 +222,9 @@ def _open(study: Study, planner: Planner, records: Records, command: str) -> str
     done = [record for record in records.all() if record.status == "finished"]
     hours = sum(record.wall_s for record in done) / 3600
     devices = ", ".join(sorted({record.device for record in done})) or "nothing"
-    cost = f"{len(done)} records, {hours:.2g} hours of one process each on {devices}."
+    versions = len({record.code for record in done})
+    made_by = f", made by {versions} versions of the code (`code` of a record names its own)" if versions > 1 else ""
+    cost = f"{len(done)} records, {hours:.2g} hours of one process in all on {devices}{made_by}."
     if not lines:
         return f"Everything that the file asks for is done: {cost} `{command}` makes it."
     return f"Not done yet (`{command}` goes on with it); so far {cost}\n\n" + "\n".join(lines)

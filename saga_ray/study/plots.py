@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,6 +15,7 @@ from saga_ray.study.record import Records
 from saga_ray.study.table import SCORES, Table
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _OF_KIND = {
@@ -107,8 +108,20 @@ def block_dots(study: Study, table: Table) -> Figure:
             # Dots, and an axis from the worst upwards: differences of a few points are the subject.
             axes.set_xlim(max(0.0, least - 0.15 * (highest - least) - 2), highest + 0.18 * (highest - least) + 2)
             axes.set_xlabel(f"{score_title(score)} in percent, {table.block.split} classes")
+            left, right = axes.get_xlim()
+            axes.set_xticks([tick for tick in axes.get_xticks() if left <= tick <= min(right, 100)])
             axes.grid(visible=False, axis="y")
+        _kinds_legend(axes, {study.rows[line.row].kind for line in lines})
         return figure
+
+
+def _kinds_legend(axes: Axes, kinds: Collection[str]) -> None:
+    """What the colours say; rows lie from the best to the worst, so the lower right is empty."""
+    from matplotlib.lines import Line2D
+
+    shown = [(kind, color) for kind, color in _OF_KIND.items() if kind in kinds]
+    handles = [Line2D([], [], color=color, lw=3, marker="o", markeredgecolor=INK) for _, color in shown]
+    axes.legend(handles, [kind for kind, _ in shown], loc="lower right", fontsize=8.5)
 
 
 def world_curves(study: Study, table: Table) -> Figure:

@@ -51,6 +51,8 @@ def refused(said: Outcome, *parts: str) -> None:
         (["sweep", "none.yaml"], ["none.yaml", "cannot be read"]),
         (["evaluate", "runs/none"], ["runs/none", "not the folder of a finished run"]),
         (["study", "demo", "--methods", "saga,sagga"], ["method 'sagga'", "did you mean 'saga'?"]),
+        (["study", "controls", "--data-root", "mine", "--dry-run"], ["--data-root mine", "drawn", "--dataset folder"]),
+        (["mllm", "try", "--out", "none/looked.png"], ["--out none/looked.png", "a folder that exists"]),
         (["prompt", "show", "demo", "--set", "prompt.variant=odd"], ["prompt.variant", "'odd'"]),
         (["data", "show", "folder", "--data-root", "nowhere"], ["nowhere"]),
         (["config", "show", "demo", "--set", "a=[1"], ["--set a", "not valid YAML"]),

@@ -34,6 +34,8 @@ from saga_ray.train.optim import (
     freeze_untrained,
     learning_rate_factor,
     num_steps,
+    optimizer_tensors,
+    restore_optimizer,
     set_learning_rates,
     unreached_sentence,
 )
@@ -278,7 +280,7 @@ class Trainer:
         log.sync()
         tensors: dict[str, dict[str, Tensor]] = {
             "encoder": dict(self.model.encoder.state_dict()),
-            "optimizer": _optimizer_tensors(self.model, self.optimizer),
+            "optimizer": optimizer_tensors(self.model.trainable(), self.optimizer),
         }
         if self.model.metric_loss is not None and self.model.metric_loss.state_dict():
             tensors["metric_loss"] = dict(self.model.metric_loss.state_dict())
@@ -293,7 +295,7 @@ class Trainer:
         self.model.encoder.load_state_dict(dict(checkpoint.tensors["encoder"]))
         if "metric_loss" in checkpoint.tensors and self.model.metric_loss is not None:
             self.model.metric_loss.load_state_dict(dict(checkpoint.tensors["metric_loss"]))
-        _restore_optimizer(self.model, self.optimizer, checkpoint.tensors["optimizer"])
+        restore_optimizer(self.model.trainable(), self.optimizer, checkpoint.tensors["optimizer"])
 
     def _reference(self) -> Encoder | None:
         """The initial encoder once more, if a loss compares with it."""
@@ -383,21 +385,3 @@ def _agreed_checkpoint(run: RunFolder, context: RunContext) -> Checkpoint | None
 
 def _width(encoder: Encoder) -> int:
     return getattr(getattr(encoder.pooler, "projection", None), "out_features", None) or encoder.tower.width
-
-
-def _optimizer_tensors(model: Model, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    return {
-        f"{key}.{name}": value
-        for name, parameter in model.trainable()
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def _restore_optimizer(model: Model, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    for name, parameter in model.trainable():
-        keys = [key.removesuffix(f".{name}") for key in tensors if key.endswith(f".{name}")]
-        state = {key: tensors[f"{key}.{name}"] for key in keys if "." not in key}
-        # AdamW keeps its step count on the CPU, its moments beside the parameter.
-        optimizer.state[parameter] = {
-            key: value.clone() if key == "step" else value.to(parameter) for key, value in state.items()
-        }

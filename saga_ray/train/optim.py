@@ -1,12 +1,12 @@
-"""Parameter groups and learning-rate schedule; the schedule is a pure function of the step."""
+"""Parameter groups, learning-rate schedule (a pure function of the step), and what a checkpoint keeps of the optimiser."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from saga_ray.config import LossWeights, OptimConfig, RunConfig
 from saga_ray.encoder.encoder import Encoder
@@ -163,3 +163,25 @@ def _by_decay(parameters: Iterable[nn.Parameter]) -> list[tuple[bool, list[nn.Pa
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     split = [(True, [p for p in trainable if p.ndim > 1]), (False, [p for p in trainable if p.ndim <= 1])]
     return [(decays, members) for decays, members in split if members]
+
+
+def optimizer_tensors(
+    trainable: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """What AdamW remembers of every parameter, as `<what>.<parameter>`, for a checkpoint."""
+    return {
+        f"{key}.{name}": value for name, parameter in trainable for key, value in optimizer.state[parameter].items()
+    }
+
+
+def restore_optimizer(
+    trainable: Iterable[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Give AdamW what `optimizer_tensors` kept."""
+    for name, parameter in trainable:
+        keys = [key.removesuffix(f".{name}") for key in tensors if key.endswith(f".{name}")]
+        state = {key: tensors[f"{key}.{name}"] for key in keys if "." not in key}
+        # AdamW keeps its step count on the CPU, its moments beside the parameter.
+        optimizer.state[parameter] = {
+            key: value.clone() if key == "step" else value.to(parameter) for key, value in state.items()
+        }

@@ -17,7 +17,6 @@ from saga_ray.yaml_text import load_yaml
 
 STOP = "stop"
 """Name of the searched share of a budget's epochs or steps."""
-KINDS = ("pretrained", "baseline", "control", "method", "variant", "ablation", "ceiling")
 Kind = Literal["pretrained", "baseline", "control", "method", "variant", "ablation", "ceiling"]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,59}")
 

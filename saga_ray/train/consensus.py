@@ -16,7 +16,7 @@ steps: nothing waits for it. Only before the first lesson are some pictures of e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -304,19 +304,15 @@ class Consensus:
         self.tally = {}
 
     def _described(
-        self, labels: list[tuple[int, int]], result: ScoreResult, readable_P2: np.ndarray | None = None
+        self, labels: Sequence[tuple[int | None, int | None]], result: ScoreResult
     ) -> list[tuple[int, dict[str, str]]]:
-        """Class and description of every image that could be read and was described."""
-        shown_P2 = np.ones((len(labels), 2), dtype=bool) if readable_P2 is None else readable_P2
+        """Class and description of every image that has a class and was described."""
         found = []
-        for pair, shown, texts in zip(labels, shown_P2, result.texts_PG, strict=True):
+        for pair, texts in zip(labels, result.texts_PG, strict=True):
             for text in texts:
                 said = parse_answer(text, self._prompt.verdict_key).descriptions(text)
-                found += [
-                    (label, description)
-                    for label, description, can_be_read in zip(pair, said, shown, strict=True)
-                    if description and can_be_read
-                ]
+                told = zip(pair, said, strict=True)
+                found += [(label, description) for label, description in told if description and label is not None]
         return found
 
     def _add(self, mine: list[tuple[int, dict[str, str]]]) -> None:
@@ -349,9 +345,8 @@ class Consensus:
             if number % self._context.world_size != self._context.rank:
                 continue
             part = pairs[begin : begin + _PAIRS_PER_REQUEST]
-            images_NHWC, readable_N = load_images(
-                table, [int(row) for pair in part for row in pair], size, skip_broken=True
-            )
+            here = [int(row) for pair in part for row in pair]
+            images_NHWC, readable_N = load_images(table, here, size, skip_broken=True)
             tokens = encoder.encode_tokens(torch.from_numpy(images_NHWC).to(self._context.device))
             asked = tuple(ImagePair(2 * i, 2 * i + 1, False, i) for i in range(len(part)))
             options = ScoreOptions(gradient=False, attention=False)
@@ -359,7 +354,11 @@ class Consensus:
             result = self._scorer.score(ScoreRequest(self._config.seed, key, asked, tokens, options))
             on_images(2 * (begin + len(part)), 2 * len(pairs))
             num_tokens += int(result.num_tokens_PG.sum())
-            labels = [(int(table.labels_N[a]), int(table.labels_N[b])) for a, b in part]
-            found += self._described(labels, result, readable_N.reshape(-1, 2))
+            # Of an image that cannot be read the MLLM sees black: what it writes says nothing of the class.
+            shown = [
+                int(table.labels_N[row]) if can_be_read else None
+                for row, can_be_read in zip(here, readable_N, strict=True)
+            ]
+            found += self._described(list(zip(shown[::2], shown[1::2], strict=True)), result)
         self._add(found)
         self.tokens_read += sum(self._context.gather(num_tokens))

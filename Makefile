@@ -14,7 +14,7 @@ help: ## Show this list
 setup: ## Create or repair .venv from requirements.lock
 	@bash .ci/setup.sh
 
-demo: setup ## The whole way once: four methods on the demo world, table, gallery and pages (an estimated 13 minutes)
+demo: setup ## The whole way once: four methods on the demo world, table, gallery and pages (15 minutes on 2 cores)
 	@$(SAGA) study demo --runs runs/demo
 
 demo-sweep: setup ## A search for loss weights with Ray Tune and Optuna on the demo world

@@ -51,6 +51,11 @@ class RunConfig(Config):
 
     @property
     def asks_the_mllm(self) -> bool:
+        """True if a loss needs the frozen MLLM, or the run is watched through it."""
+        return self.learns_from_the_mllm or (self.encoder.trainable != "none" and self.evaluation.watch_steps > 0)
+
+    @property
+    def learns_from_the_mllm(self) -> bool:
         """True if any loss needs the frozen MLLM."""
         weights = self.loss.weights
         asking = (weights.grpo, weights.alignment, weights.reference_kl, weights.consensus)
@@ -61,7 +66,7 @@ class RunConfig(Config):
         """True if any loss needs the MLLM's own answers about the plan's pairs."""
         weights = self.loss.weights
         tallied = weights.consensus if self.refreshes_the_consensus else 0.0
-        return self.asks_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl, tallied) > 0
+        return self.learns_from_the_mllm and max(weights.grpo, weights.alignment, weights.reference_kl, tallied) > 0
 
     @property
     def refreshes_the_consensus(self) -> bool:

@@ -71,6 +71,7 @@ class EvaluationConfig(Config):
     """Decode the images of validation and test classes before the first step, so that a broken one does not stop the run after the
     last: once for each data set and folder of runs, some 10 s for 10,000 photographs of 500 x 375 pixels on two cores."""
     watch_steps: int = Field(0, ge=0)
-    """Every so many steps the MLLM is asked about some pairs of validation classes, for the log; 0 never asks."""
+    """Every so many steps the MLLM is asked about some pairs of validation classes, for the log, also in a run
+    that learns nothing from it; 0 never asks."""
     kmeans_restarts: int = Field(4, ge=1)
     """Starts of the k-means behind NMI."""

@@ -82,6 +82,8 @@ class Block(Config):
     seeds: tuple[int, ...] = Field((0,), min_length=1)
     seeds_of: dict[str, tuple[int, ...]] = Field({})
     """Rows with other seeds than the block's."""
+    diagnose: tuple[str, ...] = ()
+    """Rows that are looked into in this block, beside those that always are; the page then has pictures of the block."""
     set: dict[str, Any] = Field({})
     """Dotted keys of the block's runs, on top of what was chosen for a row."""
     tuned_on: TunedOn | Literal["defaults"] = TunedOn()
@@ -249,7 +251,9 @@ def _check_names(study: Study) -> Iterator[str]:
             yield f"tuning.stop: {stop} is no share of a budget; use numbers above 0, up to 1"
     for block in study.blocks:
         wanted = [("row", name, study.rows) for name in (*block.rows, *(n for pair in block.compare for n in pair))]
-        wanted += [("row", name, dict.fromkeys(block.rows)) for name in (*block.seeds_of, *block.budgets_of)]
+        wanted += [
+            ("row", name, dict.fromkeys(block.rows)) for name in (*block.seeds_of, *block.budgets_of, *block.diagnose)
+        ]
         wanted += [("world", name, study.worlds) for name in study.worlds_of(block)]
         wanted += [("budget", name, study.budgets) for name in (study.budget_of(block), *block.budgets_of.values())]
         if tuned_on := study.tuned_on(block):

@@ -156,7 +156,8 @@ class Planner:
                     choice, task, budget = chosen[row], None, study.budget_of(block, row)
                     if choice is not None or not needs_choice[row]:
                         values = choice.values if choice else {}
-                        task = self._task("final", row, world, budget, seed, block.split, values, block.set)
+                        diagnose = study.rows[row].diagnose or row in block.diagnose
+                        task = self._task("final", row, world, budget, seed, block.split, values, block.set, diagnose)
                     cells.append(Cell(block.name, row, world, budget, seed, task))
         return cells
 
@@ -176,13 +177,14 @@ class Planner:
         split: str,
         values: Mapping[str, Any],
         on_top: Mapping[str, Any] | None = None,
+        diagnose: bool = False,
     ) -> Task:
-        key = json.dumps([kind, row, world, budget, seed, split, dict(values), dict(on_top or {})], default=str)
+        told = [kind, row, world, budget, seed, split, dict(values), dict(on_top or {}), diagnose]
+        key = json.dumps(told, default=str)
         if key not in self._tasks:
             config = self.study.config(row, world, budget, seed=seed, split=split, values=values, on_top=on_top)
             fingerprint, weights = self._identify(config)
             name = f"{row}-{world}-{budget}-seed{seed}-{digest(config, fingerprint, weights)}"
-            diagnose = kind == "final" and self.study.rows[row].diagnose
             self._tasks[key] = Task(
                 name, kind, row, world, budget, seed, dict(values), config, fingerprint, weights, diagnose
             )

@@ -45,28 +45,35 @@ _LOOKS = (
 
 
 def why_pictures(study: Study, planner: Planner, records: Records) -> Iterator[Picture]:
-    """Of the first block that has diagnosed rows."""
+    """Of the first block that has diagnosed rows; of others that ask for it, what differs between encoders."""
+    is_first = True
     for block in study.blocks:
+        if not (is_first or block.diagnose):
+            continue
         tasks = [cell.task for cell in planner.plan(records.get, [block.name]).cells if cell.task is not None]
         found = [record for task in tasks if (record := records.get(task.name)) and record.diagnosis]
         if found:
-            yield from _pictures(block.name, found, _asked(records))
-            return
+            yield from _of_encoders(block.name, [(record.row, record.diagnosis or {}) for record in found])
+            if is_first:
+                yield from _of_training(block.name, found, _asked(records))
+            is_first = False
 
 
-def _pictures(name: str, found: Sequence[Record], asked: Sequence[CurveRun]) -> Iterator[Picture]:
-    looked = [(record.row, record.diagnosis or {}) for record in found]
-    runs = [CurveRun(row, _lines(_first(found, row))) for row in dict.fromkeys(record.row for record in found)]
-    watched = asked or runs
+def _of_encoders(name: str, looked: diagnosis_plots.Labelled) -> Iterator[Picture]:
     plots = diagnosis_plots
     yield Picture(f"naming-{name}", plots.naming_bars(looked), f"{_NAMING} {named_words(plots.naming_means(looked))}")
     yield Picture(f"probes-{name}", plots.probe_bars(looked), f"{_PROBES} {named_words(plots.probe_means(looked))}")
+    yield Picture(f"drift-{name}", plots.drift_bars(looked), f"{_DRIFT} {drift_words(looked)}")
+    yield Picture(f"looks-{name}", plots.looks_figure(looked), f"{_LOOKS} {look_words(looked)}".strip())
+
+
+def _of_training(name: str, found: Sequence[Record], asked: Sequence[CurveRun]) -> Iterator[Picture]:
+    runs = [CurveRun(row, _lines(_first(found, row))) for row in dict.fromkeys(record.row for record in found)]
+    watched, plots = asked or runs, diagnosis_plots
     yield Picture(f"rewards-{name}", plots.reward_and_verdicts(watched), f"{_REWARDS} {reward_words(watched)}".strip())
     yield Picture(f"gradients-{name}", plots.gradient_curves(runs), f"{_GRADIENTS} {gradient_words(runs)}".strip())
     agreement = change_words(runs, "grpo/zero_advantage_share")
     yield Picture(f"agreement-{name}", plots.zero_advantage_curves(runs), f"{_AGREEMENT} {agreement}".strip())
-    yield Picture(f"drift-{name}", plots.drift_bars(looked), f"{_DRIFT} {drift_words(looked)}")
-    yield Picture(f"looks-{name}", plots.looks_figure(looked), f"{_LOOKS} {look_words(looked)}".strip())
 
 
 def named_words(means: Mapping[str, float]) -> str:

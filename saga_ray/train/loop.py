@@ -108,7 +108,7 @@ def train(
     # Rank 0 writes into the folder that the others look at: nobody goes on before everybody has looked.
     if all(context.gather(finished is not None)):
         return finished if context.rank == 0 else None
-    assert (scorer is not None) == config.asks_the_mllm, "a scorer is needed exactly if a loss asks the MLLM"
+    assert (scorer is not None) == config.asks_the_mllm, "a scorer is needed exactly if the MLLM is asked"
     with deterministic(config):
         began = time.perf_counter()
         progress.stage("loading the encoder")
@@ -220,7 +220,7 @@ class Trainer:
         began = time.perf_counter()
         number, start = self.step + 1, self.generations.start(self.step)
         config = self.generations.config_at(self.step)
-        scorer, consensus = (self.scorer, self.consensus) if config.asks_the_mllm else (None, None)
+        scorer, consensus = (self.scorer, self.consensus) if config.learns_from_the_mllm else (None, None)
         report = accumulate_gradients(self.model, stream, scorer, config, self.context, number, consensus)
         updating = time.perf_counter()
         metrics = report.metrics

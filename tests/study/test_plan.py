@@ -56,6 +56,19 @@ def test_several_seeds_of_a_point_count_as_their_mean(tmp_path: Path) -> None:
     assert choice is not None and choice.values == trials[2].values and choice.score == pytest.approx(0.6)
 
 
+def test_a_block_may_ask_for_more_rows_to_be_looked_into(tmp_path: Path) -> None:
+    blocks = [
+        {"name": "one", "rows": ["pf", "saga"], "tuned_on": "defaults"},
+        {"name": "two", "rows": ["pf", "saga"], "tuned_on": "defaults", "seeds": [5], "diagnose": ["pf"]},
+    ]
+    _, planner, records = small_study(tmp_path, blocks=blocks)
+    plan = planner.plan(records.get)
+    looked = {(cell.block, cell.row): cell.task.diagnose for cell in plan.cells if cell.task}
+    assert looked == {("one", "pf"): False, ("one", "saga"): False, ("two", "pf"): True, ("two", "saga"): False}
+    with pytest.raises(ValueError, match="'pretrained'"):
+        small_study(tmp_path, blocks=[{"name": "one", "rows": ["pf"], "diagnose": ["pretrained"]}])
+
+
 def test_blocks_share_equal_runs_and_trials(tmp_path: Path) -> None:
     blocks = [
         {"name": "main", "rows": ["pf"], "seeds": [0]},

@@ -76,6 +76,19 @@ def test_the_page_has_the_pictures_with_their_sentences(tmp_path: Path) -> None:
     where, _ = write_page(study, planner, records, "saga-ray study mine.yaml")
     page = Path(where).read_text(encoding="utf-8")
     shown = re.findall(r"!\[(\w+)-main\]", page)
-    assert shown == ["scores", "naming", "probes", "rewards", "gradients", "agreement", "drift", "looks"]
+    assert shown == ["scores", "naming", "probes", "drift", "looks", "rewards", "gradients", "agreement"]
     assert "before training 40.0, saga 50.0." in page and "reward 0.25 to 0.50." in page
     assert "saga 0.50 to 0.50." in page, "of what was logged"
+
+
+def test_a_block_that_asks_for_it_has_pictures_of_its_encoders(tmp_path: Path) -> None:
+    blocks = [
+        {"name": name, "rows": ["pf", "saga"], "tuned_on": "defaults", "seeds": [seed], **more}
+        for name, seed, more in (("main", 0, {}), ("silent", 1, {}), ("inside", 2, {"diagnose": ["pf"]}))
+    ]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    for task in planner.plan(records.get).tasks:
+        records.write(fake_record(task, 0.6).model_copy(update={"diagnosis": diagnosed(0.5, 0.2, 0.3)}))
+    names = [picture.name for picture in why.why_pictures(study, planner, records)]
+    assert [name for name in names if name.startswith("naming")] == ["naming-main", "naming-inside"]
+    assert [name for name in names if name.startswith("rewards")] == ["rewards-main"]

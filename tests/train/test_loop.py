@@ -17,6 +17,7 @@ from saga_ray.configure import resolve
 from saga_ray.data.planning.plan import PairPlanner
 from saga_ray.data.planning.stream import micro_batches
 from saga_ray.leaderboard.store import ResultStore
+from saga_ray.scorer.local import LocalScorer, build_engine
 from saga_ray.storage import Storage
 from saga_ray.train.context import LocalContext
 from saga_ray.train.errors import NonFiniteError
@@ -102,6 +103,21 @@ def whole(config: RunConfig, dataset: Dataset, tmp_path_factory: pytest.TempPath
     runs = tmp_path_factory.mktemp("runs")
     _train(config, dataset, runs, "whole")
     return runs / "whole"
+
+
+def test_a_run_without_the_mllm_can_be_watched_through_it_and_learns_the_same(
+    mllm: Path, dataset: Dataset, tmp_path: Path
+) -> None:
+    nothing = {"loss__weights__grpo": 0.0, "loss__weights__alignment": 0.0}
+    silent = small_run_config(mllm, **STEPS, **nothing)
+    watched = silent.model_copy(update={"evaluation": silent.evaluation.model_copy(update={"watch_steps": 1})})
+    assert watched.asks_the_mllm and not silent.asks_the_mllm and not watched.learns_from_the_mllm
+    scorer = LocalScorer(build_engine(watched))
+    _train(silent, dataset, tmp_path, "silent")
+    _train(watched, dataset, tmp_path, "watched", scorer=scorer)
+    lines = _lines(tmp_path / "watched")
+    assert all(0 <= line["validation/verdict"] <= 1 for line in lines) and len(lines) == watched.optim.steps
+    assert _equal(_weights(tmp_path / "silent"), _weights(tmp_path / "watched"))
 
 
 def test_a_run_leaves_what_is_promised(whole: Path, config: RunConfig, dataset: Dataset) -> None:

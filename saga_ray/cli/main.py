@@ -101,7 +101,7 @@ def run(args: list[str]) -> int:
         _say(_usage_sentence(error))
         return USAGE
     except (KeyboardInterrupt, click.Abort):
-        _say("Interrupted; the same command goes on from the last checkpoint.")
+        _say("Interrupted; the same command goes on from the last checkpoint, if there is one.")
         return INTERRUPTED
     except BrokenPipeError:
         # Whoever read our output has gone; python would complain once more when it closes the stream.

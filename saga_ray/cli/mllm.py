@@ -38,7 +38,8 @@ def command() -> None:
 def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None, assignments: tuple[str, ...]) -> None:
     """Show A.jpg and B.jpg to the frozen MLLM through its own vision tower and print what it answers.
 
-    Without pictures the bundled MLLM is shown two neighbouring birds of the demo world, others for another `--set seed=1`.
+    Without pictures the bundled MLLM is shown two neighbouring birds, others for another `--set seed=1`: clean ones, as it knows
+    them, or, if a key of `data` is set (`--set data.shift=0.45`), as that demo world shows them.
 
     One line per answer: verdict, exact probability of "yes" after what that answer wrote before its verdict, text.
     """
@@ -62,10 +63,11 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
     # What cannot be read shows before anything is loaded.
     images = [decode(name, config.data.image_size) for name in files]
     say("Loading the MLLM ...")
-    from saga_ray.data.demo.world import clean_neighbours
+    from saga_ray.data.demo.world import clean_neighbours, neighbours
     from saga_ray.train.showcase import ask_about
 
-    asked = ask_about(config, np.stack(images) if files else clean_neighbours(config.data, config.seed))
+    draw = neighbours if any(each.startswith("data.") for each in (*assignments, *more)) else clean_neighbours
+    asked = ask_about(config, np.stack(images) if files else draw(config.data, config.seed))
     say(f"{'verdict':10}  {'P(yes)':>8}  answer")
     for text, verdict, probability in zip(asked.texts, asked.verdicts, asked.same_probabilities, strict=True):
         shown = "-" if probability is None else "<0.001" if probability < 0.001 else f"{probability:.3f}"

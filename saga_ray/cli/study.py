@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -111,11 +112,11 @@ def study_from_file(
     from saga_ray.config.keys import check_choice
     from saga_ray.configure import ConfigError, parse_assignments
     from saga_ray.storage import Storage
-    from saga_ray.study.file import load_study
+    from saga_ray.study.file import kept_by_the_file, load_study
     from saga_ray.study.plan import Planner
     from saga_ray.study.record import Records
     from saga_ray.study.run import run_study
-    from saga_ray.study.work import identify
+    from saga_ray.study.work import identify, steps_done
 
     overrides = parse_assignments(assignments) | ({} if data_root is None else {"data.root": data_root})
     file = Path(str(files("saga_ray.study.presets").joinpath(f"{path}.yaml"))) if path in PRESETS else Path(path)
@@ -124,6 +125,8 @@ def study_from_file(
         raise ConfigError(
             f"--data-root {data_root}: {path} is about demo, which is drawn; name yours too, as with --dataset folder"
         )
+    for line in kept_by_the_file(study, overrides):
+        say(line)
     names = [block.name for block in study.blocks]
     if wrong := [line for name in blocks if (line := check_choice("--block: block", name, names))]:
         raise ConfigError("\n".join(wrong))
@@ -142,7 +145,8 @@ def study_from_file(
             shown.stage(f"{len(study.rows)} rows on {study.dataset}, {num_jobs} at a time")
             with _hands(local, jobs, num_jobs, of_study.uri, keep_runs, planner.plan(records.get, wanted)) as hands:
                 limit_s = None if limit_minutes is None else 60 * limit_minutes
-                plan = run_study(planner, records, hands, shown, blocks=wanted, limit_s=limit_s)
+                steps = functools.partial(steps_done, of_study)
+                plan = run_study(planner, records, hands, shown, blocks=wanted, limit_s=limit_s, steps_done=steps)
         say(_how_far(plan, records, num_jobs))
     if not dry_run:
         from saga_ray.study.page import write_page
@@ -174,7 +178,8 @@ def _how_far(plan: Plan, records: Records, jobs: int) -> str:
     num_open = len(plan.open(records.get))
     failed = sum(record is not None and record.status == "failed" for record in map(records.get, _names(plan)))
     left = seconds_left(plan, records.get, records.all(), jobs)
-    text = f"{len(plan.tasks) - num_open} runs are done, {num_open} are open"
+    num_done = len(plan.tasks) - num_open
+    text = f"{num_done} {'run is' if num_done == 1 else 'runs are'} done, {num_open} {'is' if num_open == 1 else 'are'} open"
     text += f" ({failed} of them failed before)" if failed else ""
     text += f", {plan.num_waiting} wait for trials" if plan.num_waiting else ""
     if num_open + plan.num_waiting == 0:

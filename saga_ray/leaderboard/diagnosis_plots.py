@@ -155,6 +155,7 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
             steps, values = curve_points(run, key)
             draw_curve(axes, steps[values > 0], values[values > 0], *looks[key])
         axes.set_yscale("log")
+        axes.set_ylabel("length at the tokens")
         if lengths.size:
             axes.set_ylim(lengths.min() / 1.2, lengths.max() * 1.2)
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -165,6 +166,7 @@ def gradient_curves(runs: Sequence[CurveRun]) -> Figure:
         for key in cosines:
             draw_curve(axes, *curve_points(run, key), *looks[key])
         axes.set_ylim(-reach, reach)
+        axes.set_ylabel("cosine")
         axes.set_visible(not set(cosines).isdisjoint(_gradient_keys(run)))
 
     return _panels(shown, draw_norms, names, draw_cosines if cosines else None)
@@ -301,6 +303,8 @@ def _panels(
                 row = place // num_columns * len(draws) + below
                 axes = figure.add_subplot(num_rows, num_columns, row * num_columns + place % num_columns + 1)
                 each(axes, run)
+                if place % num_columns:
+                    axes.set_ylabel("")  # the column on the left has it
                 if below == 0:
                     axes.set_title(shortened(run.label, 34))
                 if below == len(draws) - 1:

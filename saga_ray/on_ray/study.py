@@ -49,9 +49,9 @@ class RayHands:
         do = _do.options(num_cpus=asked.cpus, num_gpus=asked.gpus, **self._options)
         self._running[do.remote(task, *self._told)] = task
 
-    def ended(self) -> list[tuple[Task, Record]]:
+    def ended(self, patience_s: float) -> list[tuple[Task, Record]]:
         """Wait for the first."""
-        ready, _ = ray.wait(list(self._running), num_returns=1)
+        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=patience_s)
         out = []
         for reference in ready:
             task = self._running.pop(reference)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from saga_ray.config import Config, RunConfig
 from saga_ray.config.keys import check_choice, flat, nearest
@@ -18,6 +19,8 @@ from saga_ray.yaml_text import load_yaml
 STOP = "stop"
 """Name of the searched share of a budget's epochs or steps."""
 Kind = Literal["pretrained", "baseline", "control", "method", "variant", "ablation", "ceiling"]
+_LITERAL = "literal['defaults']"
+"""In the place of an error: what was written is not the word either. The other half of the same mistake says more."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,59}")
 
 
@@ -95,6 +98,13 @@ class Block(Config):
     """Further pairs of rows to compare: the first one minus the second."""
     note: str = ""
     """A sentence for the page."""
+
+    @field_validator("tuned_on", mode="before")
+    @classmethod
+    def _is_a_place_or_defaults(cls, told: Any) -> Any:
+        if told != "defaults" and not isinstance(told, dict | TunedOn):
+            raise ValueError("write defaults, or {world: NAME, budget: NAME}")
+        return told
 
 
 class Study(Config):
@@ -201,6 +211,25 @@ def load_study(path: str | Path, *, dataset: str | None = None, overrides: Mappi
     return study
 
 
+_SAME = {"optim.steps": "optim.epochs"}
+"""Two words for one thing; whichever is set last counts."""
+
+
+def kept_by_the_file(study: Study, overrides: Mapping[str, Any]) -> list[str]:
+    """A sentence for every key that lies in `base` in vain, because parts of the file that come later set it too."""
+    parts = [(f"worlds.{name}", flat(keys)) for name, keys in study.worlds.items()]
+    parts += [(f"budgets.{name}", flat(keys)) for name, keys in study.budgets.items()]
+    parts += [(f"rows.{name}", flat(row.set)) for name, row in study.rows.items()]
+    parts += [(f"blocks.{block.name}", flat(block.set)) for block in study.blocks]
+    lines = []
+    for key in overrides:
+        names = [name for name, keys in parts if _SAME.get(key, key) in {_SAME.get(each, each) for each in keys}]
+        if names:
+            said = "sets it itself" if len(names) == 1 else "set it themselves"
+            lines.append(f"--set {key}: {', '.join(names)} of the file {said}, and that counts")
+    return lines
+
+
 def _validated(told: dict[str, Any], source: str) -> tuple[Study | None, list[str]]:
     """The study, without keys that are unknown, and sentences about it; None if a value is wrong."""
     problems: list[str] = []
@@ -208,28 +237,40 @@ def _validated(told: dict[str, Any], source: str) -> tuple[Study | None, list[st
         try:
             return Study.model_validate(told), problems
         except ValidationError as error:
-            unknown = [item for item in error.errors() if item["type"] == "extra_forbidden"]
+            items = [item for item in error.errors() if _LITERAL not in item["loc"]]
+            unknown = [item for item in items if item["type"] == "extra_forbidden"]
             # A list with a wrong entry is called too short as well: unknown keys go first, and the rest is asked again.
-            problems += [f"{source}: {_sentence(item)}" for item in unknown or error.errors()]
+            problems += [f"{source}: {_sentence(item, told)}" for item in unknown or items]
             if not unknown:
                 return None, problems
             for *branches, leaf in (item["loc"] for item in unknown):
                 level: Any = told
                 for branch in branches:
-                    level = level[branch]
+                    level = level if branch == TunedOn.__name__ else level[branch]
                 del level[leaf]
 
 
-def _sentence(item: Mapping[str, Any]) -> str:
+def _sentence(item: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     place = [str(part) for part in item["loc"]]
-    key = ".".join(place)
+    key = ".".join(_named(item["loc"], told))
     if item["type"] == "extra_forbidden":
         group = {"rows": Row, "tuning": Tuning, "blocks": Block}.get(place[0], Study) if len(place) > 1 else Study
         return f"unknown key '{key}'{nearest(place[-1], group.model_fields)}"
     if item["type"] == "missing":
         return f"{key}: is missing; a study needs it"
     message = item["msg"].removeprefix("Value error, ")
+    if item["type"] == "tuple_type":
+        message = f"write a list, such as [{item['input']}]"
     return f"{key}: {item['input']!r} is not accepted: {message[0].lower()}{message[1:]}"
+
+
+def _named(place: Sequence[str | int], told: Mapping[str, Any]) -> list[str]:
+    """Where a value stands; blocks by their names, as everywhere else."""
+    parts = [str(part) for part in place if part != TunedOn.__name__]
+    with contextlib.suppress(LookupError, TypeError):
+        if place[0] == "blocks":
+            parts[1] = str(told["blocks"][place[1]]["name"])
+    return parts
 
 
 def _check_names(study: Study) -> Iterator[str]:

@@ -44,14 +44,19 @@ def write_page(study: Study, planner: Planner, records: Records, command: str) -
         _open(study, planner, records, command),
         _READING,
     ]
-    for table, text in zip(tables, texts, strict=True):
-        parts.append(text)
-        if table.block.name in scores:
-            parts.append(_shown(scores[table.block.name]))
-    parts += _chosen(study, planner, records)
+    for number, (table, text) in enumerate(zip(tables, texts, strict=True)):
+        shown = f"{text}\n\n{_shown(scores[table.block.name])}"
+        parts.append(shown if number == 0 else _folded(shown))
+    parts += [_folded(text) for text in _chosen(study, planner, records)]
     parts += [f"{picture.words}\n\n{_shown(picture)}" for picture in others]
     records.folder.write(PAGE, ("\n\n".join(parts) + "\n").encode())
     return records.folder.child(PAGE).uri, "\n\n".join(texts)
+
+
+def _folded(text: str) -> str:
+    """A part under its heading alone, which opens when it is clicked: the page is read from its first block."""
+    heading, _, rest = text.partition("\n\n")
+    return f"<details><summary>{heading.removeprefix('## ')}</summary>\n\n{rest}\n\n</details>"
 
 
 def _shown(picture: Picture) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from saga_ray.leaderboard.figures import COLORS, DASHES, INK, new_figure, styled
+from saga_ray.leaderboard.figures import COLORS, INK, new_figure, styled
 from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
 from saga_ray.study.record import Records
@@ -31,6 +31,9 @@ class Picture:
     name: str
     figure: Figure
     words: str
+
+
+_MARKS = "osD^"
 
 
 def block_picture(study: Study, table: Table) -> Picture:
@@ -125,7 +128,7 @@ def _kinds_legend(axes: Axes, kinds: Collection[str]) -> None:
 
 
 def world_curves(study: Study, table: Table) -> Figure:
-    """A line of dots per row over the worlds of a block, with 95 % intervals, R@1 above and MAP@R below."""
+    """A dot per row and world of a block, with 95 % intervals, R@1 above and MAP@R below; worlds have no order to join by."""
     worlds = study.worlds_of(table.block)
     rows = [row for row in table.block.rows if any(table.line(row, world).means for world in worlds)]
     with styled():
@@ -133,12 +136,12 @@ def world_curves(study: Study, table: Table) -> Figure:
         for below, score in enumerate(SCORES):
             axes = figure.add_subplot(2, 1, below + 1)
             for number, row in enumerate(rows):
-                color, dash = COLORS[number % len(COLORS)], DASHES[number // len(COLORS) % len(DASHES)]
+                color, mark = COLORS[number % len(COLORS)], _MARKS[number // len(COLORS) % len(_MARKS)]
                 lines = [table.line(row, world) for world in worlds]
-                # Beside each other, where several rows have equal scores; a line breaks where a world is not known.
+                # Beside each other, where several rows have equal scores.
                 places = np.arange(len(worlds)) + 0.08 * (number - (len(rows) - 1) / 2)
                 means = [100 * line.means.get(score, np.nan) for line in lines]
-                axes.plot(places, means, marker="o", ms=5, color=color, ls=dash, lw=1.2, label=row)
+                axes.plot(places, means, marker=mark, ms=5, color=color, ls="none", label=row)
                 ends = np.array([line.intervals.get(score, (np.nan, np.nan)) for line in lines])
                 axes.vlines(places, *(100 * ends.T), color=color, lw=2.5, alpha=0.55)
             axes.set_xlim(-0.5, len(worlds) - 0.5)

@@ -27,8 +27,8 @@ class Hands(Protocol):
         """Begin a task; there are never more than `num_jobs`."""
         ...
 
-    def ended(self) -> list[tuple[Task, Record]]:
-        """Wait until a task or more have ended."""
+    def ended(self, patience_s: float) -> list[tuple[Task, Record]]:
+        """Wait until a task or more have ended, but no longer than that, if waiting can be broken off."""
         ...
 
 
@@ -49,6 +49,8 @@ def run_study(
     blocks: Collection[str] | None = None,
     limit_s: float | None = None,
     clock: Callable[[], float] = time.monotonic,
+    steps_done: Callable[[Task], int] | None = None,
+    patience_s: float = 60,
 ) -> Plan:
     """Do what is open, in the plan's order; a run of a table begins when the trials of its row have ended.
 
@@ -56,27 +58,32 @@ def run_study(
 
     Args:
         limit_s: No task is begun after so many seconds; those that were begun end.
+        steps_done: How far a task is; it is asked, and told, whenever none has ended for `patience_s`.
 
     Returns:
         The plan as it stands at the end.
     """
-    began, tried, running = clock(), set[str](), 0
+    began, tried = clock(), set[str]()
+    running: dict[str, Task] = {}
     while True:
         records.refresh()
         plan = planner.plan(records.get, blocks)
         for task in plan.open(records.get):
-            if running >= hands.num_jobs or (limit_s is not None and clock() - began >= limit_s):
+            if len(running) >= hands.num_jobs or (limit_s is not None and clock() - began >= limit_s):
                 break
             if task.name not in tried:
                 tried.add(task.name)
                 hands.start(task)
-                running += 1
+                running[task.name] = task
         if not running:
             return plan
-        for task, record in hands.ended():
-            running -= 1
+        ended = hands.ended(patience_s)
+        for task, record in ended:
+            del running[task.name]
             records.write(record)
             watcher.stage(_line(task, record, plan, records, hands.num_jobs))
+        if not ended and steps_done is not None:
+            watcher.stage("; ".join(f"{task.title}: step {steps_done(task)}" for task in running.values()))
 
 
 def _line(task: Task, record: Record, plan: Plan, records: Records, jobs: int) -> str:
@@ -109,8 +116,8 @@ class HereHands:
         """Remember it."""
         self._task = task
 
-    def ended(self) -> list[tuple[Task, Record]]:
-        """Do it."""
+    def ended(self, patience_s: float) -> list[tuple[Task, Record]]:
+        """Do it, to its end."""
         import torch
 
         from saga_ray.study.work import do_task
@@ -149,11 +156,11 @@ class PoolHands:
                 future = self._pool.submit(do_task, task, self._runs_uri, self._keep_runs)
         self._running[future] = task
 
-    def ended(self) -> list[tuple[Task, Record]]:
+    def ended(self, patience_s: float) -> list[tuple[Task, Record]]:
         """Wait for the first; all are gone if a process died, and nobody knows whose fault it was."""
         from saga_ray.study.work import without_scores
 
-        ended, _ = wait(self._running, return_when=FIRST_COMPLETED)
+        ended, _ = wait(self._running, patience_s, return_when=FIRST_COMPLETED)
         out = []
         for future in ended:
             task = self._running.pop(future)

@@ -75,8 +75,7 @@ def _done(task: Task, runs_uri: str) -> Record:
 
     config = task.config
     folder = Storage.open(runs_uri).child(task.name)
-    # A checkpoint belongs to one configuration, down to the keys that change no number.
-    run_name = f"run-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]}"
+    run_name = _run_name(config)
     dataset = remembered_dataset(config, Storage.open(runs_uri))
     result = run_local(config, folder.uri, run_name, dataset=dataset)
     run = folder.child(run_name)
@@ -109,6 +108,20 @@ def _diagnosis(task: Task, dataset: Dataset, run_uri: str) -> dict[str, Any] | N
 
     encoder = load_encoder(run_uri).encoder.to(LocalContext().device)
     return rounded(diagnosis.diagnose(task.config, dataset, encoder), 4)
+
+
+def _run_name(config: RunConfig) -> str:
+    """A checkpoint belongs to one configuration, down to the keys that change no number."""
+    return f"run-{hashlib.sha256(to_yaml(config).encode()).hexdigest()[:8]}"
+
+
+def steps_done(runs: Storage, task: Task) -> int:
+    """The last step that a run's log knows; 0 where there is none, or none to be seen from here."""
+    from saga_ray.train.logs import METRICS
+
+    run = runs.child(task.name).child(_run_name(task.config))
+    lines = _lines(run.read(METRICS)) if run.exists(METRICS) else []
+    return int(lines[-1]["step"]) if lines else 0
 
 
 def scorer_tokens(lines: Sequence[Mapping[str, Any]]) -> int:

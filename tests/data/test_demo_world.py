@@ -230,3 +230,16 @@ def test_an_attribute_shows_where_its_parts_are_said_to_be(name: str) -> None:
     near = sum(np.roll(shown, (dy, dx), (1, 2)) for dy in (-1, 0, 1) for dx in (-1, 0, 1)) > 0
     assert near.mean() < 0.5 and changed.sum() > 0
     assert changed[~near].sum() < 0.03 * changed.sum()
+
+
+def test_two_neighbours_are_shown_clean_or_as_the_world_shows_them() -> None:
+    data = DataConfig(image_size=32, shift=0.4)
+    table = demo_dataset(data).test
+    for seed in range(3):
+        shown, clean = world.neighbours(data, seed), world.clean_neighbours(data, seed)
+        assert shown.shape == clean.shape == (2, 32, 32, 3)
+        assert np.abs(shown.astype(int) - clean).mean() > 5
+        firsts = np.unique(table.labels_N, return_index=True)[1]
+        pictures = table.source.load(firsts, 32)
+        found = [int(np.flatnonzero((pictures == each).all((1, 2, 3)))[0]) for each in shown]
+        assert found[1] == found[0] + 1 and found[0] % world.FAMILY_SIZE == 0

@@ -20,7 +20,7 @@ def test_a_task_on_ray_measures_what_it_measures_here(small_config: RunConfig, t
     hands = RayHands(Cluster(started=False, num_cores=None), 1, str(tmp_path / "ray"), keep_runs=False)
     task = _task(small_config)
     hands.start(task)
-    ((ended, there),) = hands.ended()
+    ((ended, there),) = hands.ended(300)
     here = do_task(task, str(tmp_path / "here"))
     assert ended is task and there.status == here.status == "finished"
     assert there.scores == here.scores and there.scorer_tokens == here.scorer_tokens > 0

@@ -87,7 +87,7 @@ class FakeHands:
         self.running.append(task)
         self.most_at_once = max(self.most_at_once, len(self.running))
 
-    def ended(self) -> list[tuple[Task, Record]]:
+    def ended(self, patience_s: float) -> list[tuple[Task, Record]]:
         task = self.running.pop()  # the last first: order must not matter
         return [(task, self.outcome(task))]
 

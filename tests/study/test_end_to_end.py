@@ -62,7 +62,7 @@ def test_a_run_that_cannot_work_is_recorded_with_its_sentence(type_: Type, tiny:
     said = type_("study", "tiny.yaml", "--local", "--jobs", "1")
     [record] = [json.loads(path.read_bytes()) for path in tiny.glob("*.json")]
     assert said.code == 0 and record["status"] == "failed" and "image_size" in record["cause"]
-    assert "1 are open (1 of them failed before)" in said.err
+    assert "1 is open (1 of them failed before)" in said.err
     assert (
         f"failed: final pretrained, default, default, seed 0 ({record['cause']})" in (tiny / "results.md").read_text()
     )

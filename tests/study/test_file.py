@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from saga_ray.configure import ConfigError
-from saga_ray.study.file import load_study
+from saga_ray.study.file import kept_by_the_file, load_study
 from saga_ray.study.space import Range, draw_points
 from tests.study.fakes import STUDY, small_study, write_study
 
@@ -55,7 +55,7 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
         "budgets.paper: unknown key 'optim.epoch'; did you mean 'optim.epochs'?",
         "worlds.home: data.confound: 2 is not accepted",
         "unknown key 'tuning.trails'; did you mean 'trials'?",
-        "unknown key 'blocks.0.seed'; did you mean 'seeds'?",
+        "unknown key 'blocks.main.seed'; did you mean 'seeds'?",
         "tuning.stop: 2.0 is no share",
         "blocks.main: row 'sga' is unknown",
         "blocks.main: budget 'papr' is unknown; did you mean 'paper'?",
@@ -63,6 +63,30 @@ def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
     ):
         assert sum(expected in line for line in lines) == 1, (expected, lines)
     assert len(lines) == 11, lines
+
+
+def test_what_is_no_list_or_place_is_told_with_what_to_write(tmp_path: Path) -> None:
+    blocks = [
+        {"name": "one", "rows": ["pf"], "tuned_on": {"world": "home", "budgit": 3}},
+        {"name": "two", "rows": ["pf"], "seeds": 0, "tuned_on": "default"},
+    ]
+    with pytest.raises(ConfigError) as caught:
+        load_study(write_study(tmp_path, blocks=blocks))
+    lines = [line.partition("mine.yaml: ")[2] for line in str(caught.value).splitlines()]
+    assert lines == [
+        "unknown key 'blocks.one.tuned_on.budgit'; did you mean 'budget'?",
+        "blocks.two.seeds: 0 is not accepted: write a list, such as [0]",
+        "blocks.two.tuned_on: 'default' is not accepted: write defaults, or {world: NAME, budget: NAME}",
+    ]
+
+
+def test_keys_that_the_file_sets_itself_win_and_that_is_said(tmp_path: Path) -> None:
+    path = write_study(tmp_path)
+    study = load_study(path, overrides={"optim.steps": 5, "data.world_seed": 3, "data.flip": True})
+    assert kept_by_the_file(study, {"optim.steps": 5, "data.world_seed": 3, "data.flip": True}) == [
+        "--set optim.steps: budgets.paper, budgets.long of the file set it themselves, and that counts",
+        "--set data.world_seed: worlds.away of the file sets it itself, and that counts",
+    ]
 
 
 def test_combinations_and_ends_of_ranges_are_checked_too(tmp_path: Path) -> None:

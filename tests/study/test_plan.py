@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
 import pytest
 
-from saga_ray.study.plan import digest, seconds_left
+from saga_ray.storage import Storage
+from saga_ray.study.plan import Task, digest, seconds_left
 from saga_ray.study.record import Record, Records, rounded, thinned
 from saga_ray.study.run import run_study
-from saga_ray.study.work import scorer_tokens
+from saga_ray.study.work import _run_name, scorer_tokens, steps_done
 from tests.study.fakes import FakeHands, Lines, fake_record, small_study
 
 
@@ -43,6 +45,32 @@ def test_equal_scores_choose_the_defaults_and_what_is_not_a_number_is_not_chosen
     records.write(fake_record(third, 0.9, status="not a number"))
     choice = planner.choice("pf", study.blocks[0], records.get)
     assert choice is not None and choice.values == {}
+
+
+class SlowHands(FakeHands):
+    """Patience ends once before anything does."""
+
+    def __init__(self) -> None:
+        super().__init__(2, lambda task: fake_record(task, 0.5))
+        self.patience: list[float] = []
+
+    def ended(self, patience_s: float) -> list[tuple[Task, Record]]:
+        self.patience.append(patience_s)
+        return [] if len(self.patience) == 1 else super().ended(patience_s)
+
+
+def test_long_runs_are_told_of_while_they_run(tmp_path: Path) -> None:
+    blocks = [{"name": "main", "rows": ["pf", "saga"], "tuned_on": "defaults"}]
+    _, planner, records = small_study(tmp_path, blocks=blocks)
+    lines, hands, runs = Lines(), SlowHands(), Storage.open(tmp_path / "runs")
+    first = planner.plan(records.get).tasks[0]
+    log = runs.local_path(first.name) / _run_name(first.config) / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text('{"step": 1}\n{"step": 2}\n{"st')  # the third is being written
+    steps = functools.partial(steps_done, runs)
+    run_study(planner, records, hands, lines, steps_done=steps, patience_s=7)
+    assert hands.patience == [7] * 3 and len(lines.lines) == 3
+    assert lines.lines[0] == "final pf, home, paper, seed 0: step 2; final saga, home, paper, seed 0: step 0"
 
 
 def test_several_seeds_of_a_point_count_as_their_mean(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def test_the_page_shows_tables_choices_and_what_is_open(tmp_path: Path) -> None:
     assert page.count("\n| saga | method | 2 | 6") == 1
     assert "| saga | pf (best baseline) | +6.0 [" in page
     assert "`saga-ray study mine.yaml --block main`" in page
-    assert "- later: 5 of 8 runs" in page and "## later" not in page  # pf has its trials already
+    assert "- later: 5 of 8 runs" in page and "later</summary>" not in page  # pf has its trials already
     assert "| saga | as the file says it | 73.5 | 73.5 | 73.5 73.5 73.5 |" in page
     for picture in ("scores-main", "trials-home-paper"):
         assert f"({picture}.png)" in page and (Path(where).parent / f"{picture}.png").stat().st_size > 5000

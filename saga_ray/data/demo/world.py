@@ -263,8 +263,19 @@ def clean_neighbours(data: DataConfig, seed: int) -> np.ndarray:
     """A picture each of two neighbouring test classes of a world, without any gap: (2, size, size, 3) uint8."""
     world, rng = demo_world(data), np.random.default_rng(seed)
     vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes, world.tied)[2]
-    first = FAMILY_SIZE * int(rng.integers(len(vectors) // FAMILY_SIZE))
+    first = _first_of_a_family(len(vectors), rng)
     return clean_pictures(rng, vectors[first : first + 2], data.image_size)
+
+
+def neighbours(data: DataConfig, seed: int) -> np.ndarray:
+    """The first picture each of the same two test classes, as the world shows them: (2, size, size, 3) uint8."""
+    world = demo_world(data)
+    first = _first_of_a_family(world.num_classes[2], np.random.default_rng(seed))
+    return DemoSource(world, "test").load([world.num_images[2] * row for row in (first, first + 1)], data.image_size)
+
+
+def _first_of_a_family(num_classes: int, rng: np.random.Generator) -> int:
+    return FAMILY_SIZE * int(rng.integers(num_classes // FAMILY_SIZE))
 
 
 def clean_batch(rng: np.random.Generator, num: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:

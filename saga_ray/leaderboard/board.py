@@ -130,11 +130,7 @@ def _ranked(results: list[Result], warn: Callable[[str], None]) -> list[BoardRow
     for place, (group, means) in enumerate(zip(repeats, draws, strict=True)):
         difference = None
         if best is not None and place != best and "recall@1" in means and "recall@1" in draws[best]:
-            difference = Difference(
-                baseline=repeats[best][0].label,
-                mean=_mean(group, "recall@1") - _mean(repeats[best], "recall@1"),
-                interval=interval95(means["recall@1"] - draws[best]["recall@1"]),
-            )
+            difference = _difference(group, repeats[best])
         rows.append(_row(place + 1, group, means, difference))
     return rows
 
@@ -182,14 +178,25 @@ def _mean(group: list[Result], name: str) -> float:
     return float(np.mean([result.scores.get(name, 0.0) for result in group]))
 
 
+def _difference(group: list[Result], baseline: list[Result]) -> Difference:
+    """Paired over classes, and over seeds if they are the same."""
+    ours, theirs = (np.array([result.per_class.sums["recall@1"] for result in each]) for each in (group, baseline))
+    seeds, others = ([result.seed for result in each] for each in (group, baseline))
+    num_queries_C = np.array(group[0].per_class.num_queries)
+    if seeds == others:
+        draws = bootstrap_means(ours - theirs, num_queries_C, seeds)
+    else:
+        draws = bootstrap_means(ours, num_queries_C, seeds) - bootstrap_means(theirs, num_queries_C, others)
+    mean = _mean(group, "recall@1") - _mean(baseline, "recall@1")
+    return Difference(baseline[0].label, mean, interval95(draws))
+
+
 def _bootstrap(group: list[Result]) -> dict[str, np.ndarray]:
     names = [name for name in group[0].per_class.sums if all(name in result.per_class.sums for result in group)]
     num_queries_C = np.array(group[0].per_class.num_queries)
     seeds = [result.seed for result in group]
-    return {
-        name: bootstrap_means(np.array([result.per_class.sums[name] for result in group]), num_queries_C, seeds)
-        for name in names
-    }
+    sums = {name: np.array([result.per_class.sums[name] for result in group]) for name in names}
+    return {name: np.clip(bootstrap_means(sums[name], num_queries_C, seeds), 0, 1) for name in names}
 
 
 def score_order(name: str) -> tuple[int, int, str]:

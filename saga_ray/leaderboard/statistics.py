@@ -1,4 +1,4 @@
-"""Intervals for means over queries that are correlated within their class and repeated over seeds."""
+"""Intervals for means over queries that are correlated within their class, in runs that are repeated over a few seeds."""
 
 from __future__ import annotations
 
@@ -11,34 +11,47 @@ _ELEMENTS_AT_ONCE = 2**22
 
 
 def bootstrap_means(sums_SC: np.ndarray, num_queries_C: np.ndarray, seeds: Sequence[int]) -> np.ndarray:
-    """Means of a score over resampled query classes crossed with resampled seeds.
+    """Means of a score over resampled query classes, crossed with what the seeds leave open about the mean over all seeds.
 
     Queries of one class stand or fall together, so classes are drawn with replacement, not queries; the gallery stays.
-    With w_c, v_s the multiplicities of a draw: mean = sum_s v_s (sum_c w_c sums_sc) / (sum_s v_s sum_c w_c num_c).
-    The draws are fixed: rows with equally many classes see the same draws of classes, and rows with the same seeds the same
-    draws of seeds, so the difference of two rows' means is a paired bootstrap.
+    With w_c the multiplicities of a draw, a seed has m_s = sum_c w_c sums_sc / sum_c w_c num_c, and the draw is
+
+        mean_s m_s + sd_s(m_s) / sqrt(S) * t,    t from Student's distribution with S - 1 degrees of freedom,
+
+    the usual interval for a mean of few, about normal numbers whose variance is not known either. To resample the seeds
+    themselves would say too little: of three equal signs none can ever cross 0, though chance gives them one time in four.
+    The draws are fixed: equally many classes see the same draws of classes. For a difference of rows with equal seeds pass
+    the differences of their sums, so that it is paired over classes and seeds.
 
     Args:
         sums_SC: sum of the score over each class's queries, for each seed.
         num_queries_C: queries of each class.
-        seeds: of the runs; with a single one the interval says nothing about seeds, and with two or three it
-            still understates how much they differ.
+        seeds: of the runs, for the draws of t; a single seed says nothing of others, and its draws are over classes alone.
 
     Returns:
         (NUM_RESAMPLES,) means.
     """
     num_seeds, num_classes = sums_SC.shape
     of_classes = np.random.default_rng([0, num_classes])
-    of_seeds = np.random.default_rng([1, *seeds])
     means = []
     at_once = max(1, _ELEMENTS_AT_ONCE // num_classes)
     for start in range(0, NUM_RESAMPLES, at_once):
         size = min(at_once, NUM_RESAMPLES - start)
         weight_BC = of_classes.multinomial(num_classes, np.full(num_classes, 1 / num_classes), size=size)
-        weight_BS = of_seeds.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=size)
-        mean_BS = (weight_BC @ sums_SC.T) / (weight_BC @ num_queries_C)[:, None]
-        means.append((mean_BS * weight_BS).sum(axis=1) / num_seeds)
-    return np.concatenate(means)
+        means.append((weight_BC @ sums_SC.T) / (weight_BC @ num_queries_C)[:, None])
+    mean_BS = np.concatenate(means)
+    if num_seeds == 1:
+        return mean_BS[:, 0]
+    error_B = mean_BS.std(axis=1, ddof=1) / np.sqrt(num_seeds)
+    return mean_BS.mean(axis=1) + error_B * _student_draws(seeds)
+
+
+def _student_draws(seeds: Sequence[int]) -> np.ndarray:
+    """Student's t with as many degrees of freedom as there are seeds, less one: even quantiles in an order drawn at random."""
+    from scipy.stats import t
+
+    quantiles = (np.arange(NUM_RESAMPLES) + 0.5) / NUM_RESAMPLES
+    return t.ppf(np.random.default_rng([1, *seeds]).permutation(quantiles), len(seeds) - 1)
 
 
 def interval95(means: np.ndarray) -> tuple[float, float]:

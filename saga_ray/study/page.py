@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ from saga_ray.study.why import why_pictures
 PAGE = "results.md"
 _READING = (
     "Recall@1 (R@1) and MAP@R in percent. In brackets: 95 % interval, by a bootstrap over query classes (the gallery stays) "
-    "crossed with seeds. Differences are paired over classes; p is two-sided, from the same bootstrap, and corrected (Holm) "
-    "for the number of comparisons of this score in the block. With few seeds the intervals understate how much seeds differ."
+    "crossed with Student's t over seeds, so that few seeds make it wide. With one seed it is over classes alone and says "
+    "nothing of another seed. Differences are paired over classes and seeds; p is two-sided, from the same draws, and "
+    "corrected (Holm) for the number of comparisons of this score in the block; one seed has none."
 )
 
 
@@ -163,6 +165,8 @@ def _score(line: Line, score: str) -> str:
 
 
 def _difference(each: Comparison) -> str:
+    if math.isnan(each.p):
+        return f"{_short_difference(each)}, one seed"
     return f"{_short_difference(each)}, p {_p(each.corrected)} (alone {_p(each.p)})"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -29,7 +30,7 @@ class Line:
     means: dict[str, float]
     """Of `SCORES`, over the seeds; empty if no run has ended."""
     intervals: dict[str, tuple[float, float]]
-    """95 %, by a bootstrap over query classes crossed with seeds."""
+    """95 %, by a bootstrap over query classes crossed with seeds (`saga_ray.leaderboard.statistics`)."""
     runs: dict[int, Record]
     """Those that ended well, by seed."""
     num_queries: int = 0
@@ -52,9 +53,9 @@ class Comparison:
     mean: float
     interval: tuple[float, float]
     p: float
-    """Two-sided, by the bootstrap."""
+    """Two-sided, by the bootstrap; not a number where both rows share a single seed, which says nothing of others."""
     corrected: float
-    """For the number of comparisons of this score in the block."""
+    """For the number of comparisons of this score in the block that have one."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,9 @@ def _line(row: str, world: str, cells: Sequence[Cell], lookup: Lookup) -> Line:
 
 
 def draws_of(runs: Sequence[Record], score: str, seeds: Sequence[int]) -> np.ndarray:
-    """Bootstrap means of a row's score; those of rows with the same seeds and classes are paired."""
+    """Bootstrap means of a row's score, which is a share."""
     sums_SC = np.array([run.sums[score] for run in runs])
-    return bootstrap_means(sums_SC, np.array(runs[0].num_queries), seeds)
+    return np.clip(bootstrap_means(sums_SC, np.array(runs[0].num_queries), seeds), 0, 1)
 
 
 def best_row(
@@ -171,8 +172,8 @@ def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[s
             and (reference, world) in at
             and at[row, world].runs.keys() & at[reference, world].runs
         ]
-        corrected = holm([each.p for each in found])
-        out += [replace(each, corrected=p) for each, p in zip(found, corrected, strict=True)]
+        corrected = iter(holm([each.p for each in found if not math.isnan(each.p)]))
+        out += [each if math.isnan(each.p) else replace(each, corrected=next(corrected)) for each in found]
     return out
 
 
@@ -180,8 +181,8 @@ def _compared(line: Line, reference: Line, role: str, score: str) -> Comparison:
     """Over the seeds that both rows have."""
     seeds = tuple(seed for seed in line.seeds if seed in reference.runs)
     pairs = [(line.runs[seed], reference.runs[seed]) for seed in seeds]
-    ours, theirs = (draws_of([pair[place] for pair in pairs], score, seeds) for place in (0, 1))
-    difference = ours - theirs
-    p = two_sided_p(difference)
+    sums_SC = np.array([np.subtract(run.sums[score], other.sums[score]) for run, other in pairs])
+    difference = bootstrap_means(sums_SC, np.array(pairs[0][0].num_queries), seeds)
+    p = two_sided_p(difference) if len(seeds) > 1 else math.nan
     mean = float(np.mean([run.scores[score] - other.scores[score] for run, other in pairs]))
     return Comparison(line.row, reference.row, role, line.world, score, mean, interval95(difference), p, p)

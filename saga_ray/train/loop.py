@@ -164,7 +164,7 @@ class Trainer:
         # A checkpoint between two generations holds what the earlier one left.
         begun = self.generations.config_at(max(self.step - 1, 0))
         metric_loss = self._metric_loss(encoder, begun)
-        self._freeze_unreached(encoder, metric_loss)
+        self._freeze_unreached(encoder, metric_loss, begun)
         self.model = Model(encoder, metric_loss, self._reference())
         if not self.model.trainable():
             raise ValueError(
@@ -319,8 +319,14 @@ class Trainer:
         """Let the MLLM read through the encoder as it is now, then begin again from the initial weights."""
         self._read_classes()
         encoder, config = self.model.encoder, self.generations.config_at(self.step)
-        encoder.load_state_dict(build_encoder(config).state_dict())
-        self.model = Model(encoder, self._metric_loss(encoder, config), self.model.reference)
+        initial = build_encoder(config)
+        freeze_untrained(initial, config)
+        encoder.load_state_dict(initial.state_dict())
+        for ours, fresh in zip(encoder.parameters(), initial.parameters(), strict=True):
+            ours.requires_grad_(fresh.requires_grad)  # the last generation may have reached less
+        metric_loss = self._metric_loss(encoder, config)
+        self._freeze_unreached(encoder, metric_loss, config)
+        self.model = Model(encoder, metric_loss, self.model.reference)
         self.optimizer = build_optimizer(encoder, self.model.metric_loss, config.optim)
         self.progress.stage(f"training anew from step {self.step}, with what was read")
 
@@ -359,12 +365,13 @@ class Trainer:
         size, chunk = config.data.image_size, config.evaluation.batch_size
         return embed_centroids(encoder, table, rows_N, size, chunk, self.context, self.progress.part)
 
-    def _freeze_unreached(self, encoder: Encoder, metric_loss: nn.Module | None) -> None:
+    def _freeze_unreached(self, encoder: Encoder, metric_loss: nn.Module | None, config: RunConfig) -> None:
+        """Of what a generation learns from."""
         size = self.config.data.image_size
         images_NHWC = torch.randint(0, 256, (2, size, size, 3), generator=torch.Generator().manual_seed(0))
         images_NHWC = images_NHWC.to(self.context.device, torch.uint8)
         asked = [name for name, parameter in encoder.named_parameters() if parameter.requires_grad]
-        names = freeze_unreached(encoder, images_NHWC, self.config.loss.weights, metric_loss is not None)
+        names = freeze_unreached(encoder, images_NHWC, config.loss.weights, metric_loss is not None)
         chosen = self.config.encoder.trainable
         sentence = unreached_sentence(chosen, asked, names)
         if sentence is not None and self.context.rank == 0:

@@ -81,7 +81,7 @@ def last_blocks(tower: nn.Module, num: int) -> list[nn.Parameter]:
 
 
 def freeze_unreached(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossWeights, has_metric: bool) -> list[str]:
-    """Freeze what no loss of this run can reach (weight decay alone would move it), and name it.
+    """Freeze what no loss can reach (weight decay alone would move it), and name it.
 
     Without GRPO, for instance, nothing reaches the DeepStack mergers: the pooler reads level 0 alone.
     """

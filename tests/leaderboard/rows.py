@@ -29,11 +29,11 @@ def make_result(hits_C: list[float], num_queries: int = 10, **changes: object) -
 
 
 def study(num_classes: int = 30, seed: int = 0) -> list[Result]:
-    """Three methods, two of them with three seeds, whose classes differ in difficulty."""
+    """Three methods, two of them with five seeds, whose classes differ in difficulty."""
     rng = np.random.default_rng(seed)
     difficulty_C = rng.normal(0, 0.15, num_classes)
     results = []
-    for label, level, seeds in (("pretrained", 0.4, 1), ("potential-field", 0.55, 3), ("saga", 0.65, 3)):
+    for label, level, seeds in (("pretrained", 0.4, 1), ("potential-field", 0.55, 5), ("saga", 0.65, 5)):
         for number in range(seeds):
             share_C = np.clip(level + difficulty_C, 0.05, 0.95)
             hits_C = rng.binomial(10, share_C).astype(float).tolist()

@@ -127,6 +127,6 @@ def test_csv_comes_back_as_it_went(rows) -> None:
     read = list(csv.DictReader(io.StringIO(render(rows, "csv"))))
     assert [float(row["recall@1"]) for row in read] == [row.scores["recall@1"] for row in rows]
     assert float(read[2]["difference"]) < 0  # a number, not a text with an apostrophe
-    assert [row["seeds"] for row in read] == ["0 1 2", "0 1 2", "0"]
+    assert [row["seeds"] for row in read] == ["0 1 2 3 4", "0 1 2 3 4", "0"]
     (row,) = csv.DictReader(io.StringIO(render(leaderboard([make_result([5, 5], label="=1+1")], "demo"), "csv")))
     assert row["label"] == "'=1+1"

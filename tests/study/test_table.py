@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from saga_ray.leaderboard.statistics import NUM_RESAMPLES, holm, two_sided_p
+from saga_ray.leaderboard.statistics import NUM_RESAMPLES, bootstrap_means, holm, two_sided_p
 from saga_ray.study.page import write_page
 from saga_ray.study.plan import Task
 from saga_ray.study.record import Record
@@ -54,15 +55,27 @@ def test_a_known_difference_is_found_and_equal_rows_are_not_different(tmp_path: 
     assert found.interval[1] - found.interval[0] < (high - low) / 5
 
 
-def test_independent_noise_is_seldom_called_a_difference() -> None:
-    from saga_ray.leaderboard.statistics import bootstrap_means
-
+@pytest.mark.parametrize("seed_sd", [0.0, 0.03])
+def test_rows_that_differ_by_seeds_and_noise_alone_are_seldom_called_different(seed_sd: float) -> None:
     generator, num = np.random.default_rng(0), np.full(40, 10)
     ps = []
-    for _ in range(60):
-        first, second = (np.clip(0.6 + 0.15 * generator.standard_normal((3, 40)), 0, 1) * 10 for _ in range(2))
-        ps.append(two_sided_p(bootstrap_means(first, num, [0, 1, 2]) - bootstrap_means(second, num, [0, 1, 2])))
-    assert np.mean(np.array(ps) < 0.05) < 0.15
+    for _ in range(200):
+        shares = 0.6 + 0.15 * generator.standard_normal((2, 3, 40)) + seed_sd * generator.standard_normal((2, 3, 1))
+        first, second = 10 * np.clip(shares, 0, 1)
+        ps.append(two_sided_p(bootstrap_means(first - second, num, [0, 1, 2])))
+    assert np.mean(np.array(ps) < 0.05) < 0.09
+
+
+def test_a_single_seed_has_no_p(tmp_path: Path) -> None:
+    blocks = [
+        {"name": "main", "rows": ["pf", "saga"], "seeds": [0], "compare": [["saga", "pf"]], "tuned_on": "defaults"}
+    ]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    run_study(planner, records, FakeHands(1, by_row), Lines())
+    (each, _) = block_table(study, planner, study.blocks[0], records.get).comparisons
+    assert np.isnan(each.p) and each.interval[0] > 0
+    page = write_page(study, planner, records, "saga-ray study mine.yaml")[1]
+    assert re.search(r"\| saga \| pf \| \+\d\.\d \[.*\], one seed \|", page)
 
 
 def test_the_best_baseline_is_chosen_on_validation_classes_even_if_the_test_says_otherwise(tmp_path: Path) -> None:

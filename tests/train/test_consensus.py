@@ -9,8 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from saga_ray.config import LossWeights
 from saga_ray.configure import ConfigError
-from saga_ray.encoder.encoder import build_encoder
+from saga_ray.encoder.encoder import Encoder, build_encoder
 from saga_ray.mllm.answers import parse_answer
 from saga_ray.scorer.engine import ScoringEngine
 from saga_ray.scorer.local import LocalScorer, build_engine
@@ -29,6 +30,8 @@ from saga_ray.train.consensus import (
 from saga_ray.train.context import LocalContext
 from saga_ray.train.embed import load_images
 from saga_ray.train.generations import Generations
+from saga_ray.train.loop import Trainer
+from saga_ray.train.optim import freeze_unreached
 from saga_ray.train.step import accumulate_gradients
 from saga_ray.types import Dataset, ImageTable, ScoreRequest, ScoreResult
 from tests.train.small import small_model, small_run_config, stream
@@ -270,8 +273,23 @@ GENERATIONS = {"data__hard_share": 0.0, "optim__steps": 8, "consensus__generatio
 
 
 def test_each_generation_begins_anew_with_what_was_read_through_the_one_before(
-    mllm: Path, dataset: Dataset, tmp_path: Path
+    mllm: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    left: list[dict[str, torch.Tensor]] = []
+    begins_anew = Trainer._next_generation
+
+    def remembering(trainer: Trainer) -> None:
+        left.append({name: weight.clone() for name, weight in trainer.model.encoder.state_dict().items()})
+        begins_anew(trainer)
+
+    monkeypatch.setattr(Trainer, "_next_generation", remembering)
+    reached: list[float] = []
+
+    def asked(encoder: Encoder, images_NHWC: torch.Tensor, weights: LossWeights, has_metric: bool) -> list[str]:
+        reached.append(weights.consensus)
+        return freeze_unreached(encoder, images_NHWC, weights, has_metric)
+
+    monkeypatch.setattr("saga_ray.train.loop.freeze_unreached", asked)
     first = {"consensus__first_metric": "infonce", "consensus__first_lr_tower": 1e-4}
     config = small_run_config(mllm, "saga+consensus", **first, **GENERATIONS)
     assert Generations(config, 8).starts == (0, 2, 4) and Generations(config, 141).starts == (0, 35, 70)
@@ -286,6 +304,9 @@ def test_each_generation_begins_anew_with_what_was_read_through_the_one_before(
         data__hard_share=0.0,
     )
     _train(alone, dataset, tmp_path, "alone")
+    assert len(left) == 2 and _equal(left[0], _weights(tmp_path / "alone"))
+    # The MLLM reads levels that the first encoder's loss does not reach, and weight decay may not move these.
+    assert reached == [0.0, 1.0, 1.0, 0.0]
 
     lines, of_alone = _lines(tmp_path / "three"), _lines(tmp_path / "alone")
     assert [line["loss/metric"] for line in lines[:2]] == [line["loss/metric"] for line in of_alone]

@@ -37,7 +37,7 @@ class Row(Config):
     space: dict[str, Any] = Field({})
     """Ranges of dotted keys, as in a sweep file, beside those of `tuning.space`."""
     diagnose: bool = False
-    """Look into the trained encoder of final runs (`saga_ray.train.diagnosis`)."""
+    """Look into the trained encoder of all runs that test classes meet (`saga_ray.train.diagnosis`)."""
 
     @property
     def trains(self) -> bool:

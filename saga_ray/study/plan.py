@@ -88,9 +88,11 @@ class Plan:
 
 
 def is_done(task: Task, lookup: Lookup) -> bool:
-    """True if a record says how the task ended."""
+    """True if a record says how the task ended, and what was found in it, if that was asked."""
     record = lookup(task.name)
-    return record is not None and record.is_settled
+    if record is None or not record.is_settled:
+        return False
+    return not task.diagnose or record.status != "finished" or record.diagnosis is not None
 
 
 class Planner:
@@ -117,7 +119,9 @@ class Planner:
             for row in block.rows:
                 tasks |= {task.name: task for task in self.trials(row, block)}
             of_block = self._cells(block, lookup)
-            tasks |= {cell.task.name: cell.task for cell in of_block if cell.task and cell.task.name not in tasks}
+            for task in (cell.task for cell in of_block if cell.task):
+                if task.name not in tasks or task.diagnose:
+                    tasks[task.name] = task
             cells += of_block
         return Plan(tuple(tasks.values()), tuple(cells))
 
@@ -156,7 +160,8 @@ class Planner:
                     choice, task, budget = chosen[row], None, study.budget_of(block, row)
                     if choice is not None or not needs_choice[row]:
                         values = choice.values if choice else {}
-                        diagnose = study.rows[row].diagnose or row in block.diagnose
+                        always = study.rows[row].diagnose and block.split == "test"
+                        diagnose = always or row in block.diagnose
                         task = self._task("final", row, world, budget, seed, block.split, values, block.set, diagnose)
                     cells.append(Cell(block.name, row, world, budget, seed, task))
         return cells

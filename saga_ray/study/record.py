@@ -26,7 +26,7 @@ class Record(Config):
 
     version: Literal[1] = 1
     name: str
-    """Of its file: row, world, budget, seed, and a hash of everything that decides the numbers."""
+    """Of its file: row, world, budget, seed, and a digest of configuration, data and weights. The code is not in it."""
     kind: Literal["trial", "final"]
     row: str
     world: str
@@ -67,11 +67,6 @@ class Record(Config):
     diagnosis: dict[str, Any] | None = None
 
     @property
-    def cost_s(self) -> float:
-        """What a table shows: a core's own seconds where they are known."""
-        return self.cpu_s or self.seconds
-
-    @property
     def is_settled(self) -> bool:
         """True if running it again would tell nothing new; what failed is tried again."""
         return self.status != "failed"
@@ -88,6 +83,8 @@ class Records:
     def __init__(self, folder: Storage) -> None:
         self.folder = folder
         self._known: dict[str, Record] = {}
+        self._settled: dict[str, Record] = {}
+        """By digest, which is what a run is."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -103,10 +100,11 @@ class Records:
                 logger.warning(
                     "%s/%s.json: is no record (%s); its run counts as not done", self.folder.uri, name, reason
                 )
+        self._settled = {_digest(name): record for name, record in self._known.items() if record.is_settled}
 
     def get(self, name: str) -> Record | None:
-        """The record of that name, if it is there."""
-        return self._known.get(name)
+        """The record of that name, if it is there, or of the same run under the name of another row, world or budget."""
+        return self._known.get(name) or self._settled.get(_digest(name))
 
     def all(self) -> list[Record]:
         """Everything that is known."""
@@ -117,7 +115,13 @@ class Records:
         content = record.to_json()
         self.folder.write(f"{record.name}.json", content)
         # As it will be read by the next process: a choice among trials must not turn on digits that are not kept.
-        self._known[record.name] = Record.model_validate(json.loads(content))
+        self._known[record.name] = kept = Record.model_validate(json.loads(content))
+        if kept.is_settled:
+            self._settled[_digest(record.name)] = kept
+
+
+def _digest(name: str) -> str:
+    return name.rpartition("-")[2]
 
 
 def rounded(value: Any, digits: int = 5) -> Any:

@@ -122,10 +122,15 @@ def _line(row: str, world: str, cells: Sequence[Cell], lookup: Lookup) -> Line:
         runs=records,
         num_queries=sum(runs[0].num_queries),
         num_classes=len(runs[0].num_queries),
-        seconds=float(np.mean([run.cost_s for run in runs])),
+        seconds=_seconds(runs),
         steps=float(np.mean([run.steps for run in runs])),
         scorer_tokens=float(np.mean([run.scorer_tokens for run in runs])),
     )
+
+
+def _seconds(runs: Sequence[Record]) -> float:
+    """A core's own seconds, of those runs for which they are known; else of the clock, whatever else the machine did."""
+    return float(np.mean([run.cpu_s for run in runs if run.cpu_s] or [run.seconds for run in runs]))
 
 
 def draws_of(runs: Sequence[Record], score: str, seeds: Sequence[int]) -> np.ndarray:

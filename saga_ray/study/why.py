@@ -9,7 +9,7 @@ import numpy as np
 
 from saga_ray.leaderboard import diagnosis_plots
 from saga_ray.leaderboard.plots import CurveRun, curve_points
-from saga_ray.study.file import Study
+from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
 from saga_ray.study.plots import Picture
 from saga_ray.study.record import Record, Records
@@ -50,25 +50,35 @@ def why_pictures(study: Study, planner: Planner, records: Records) -> Iterator[P
     for block in study.blocks:
         if not (is_first or block.diagnose):
             continue
-        tasks = [cell.task for cell in planner.plan(records.get, [block.name]).cells if cell.task is not None]
-        found = [record for task in tasks if (record := records.get(task.name)) and record.diagnosis]
+        found = _looked_into(planner, block, records)
         if found:
-            yield from _of_encoders(block.name, [(record.row, record.diagnosis or {}) for record in found])
+            yield from _of_encoders(block.name, [(row, record.diagnosis or {}) for row, record in found])
             if is_first:
-                yield from _of_training(block.name, found, _asked(records))
+                yield from _of_training(block.name, found, _asked(study, planner, records))
             is_first = False
+
+
+def _looked_into(planner: Planner, block: Block, records: Records) -> list[tuple[str, Record]]:
+    """Rows of a block and their diagnosed records, seed by seed."""
+    done = _records_of(planner, block, records)
+    return [(row, record) for row, record in done if record.diagnosis]
+
+
+def _records_of(planner: Planner, block: Block, records: Records) -> list[tuple[str, Record]]:
+    cells = planner.plan(records.get, [block.name]).cells
+    return [(cell.row, record) for cell in cells if cell.task and (record := records.get(cell.task.name))]
 
 
 def _of_encoders(name: str, looked: diagnosis_plots.Labelled) -> Iterator[Picture]:
     plots = diagnosis_plots
-    yield Picture(f"naming-{name}", plots.naming_bars(looked), f"{_NAMING} {named_words(plots.naming_means(looked))}")
+    yield Picture(f"naming-{name}", plots.naming_bars(looked), f"{_NAMING} {naming_words(looked)}")
     yield Picture(f"probes-{name}", plots.probe_bars(looked), f"{_PROBES} {named_words(plots.probe_means(looked))}")
     yield Picture(f"drift-{name}", plots.drift_bars(looked), f"{_DRIFT} {drift_words(looked)}")
     yield Picture(f"looks-{name}", plots.looks_figure(looked), f"{_LOOKS} {look_words(looked)}".strip())
 
 
-def _of_training(name: str, found: Sequence[Record], asked: Sequence[CurveRun]) -> Iterator[Picture]:
-    runs = [CurveRun(row, _lines(_first(found, row))) for row in dict.fromkeys(record.row for record in found)]
+def _of_training(name: str, found: Sequence[tuple[str, Record]], asked: Sequence[CurveRun]) -> Iterator[Picture]:
+    runs = [CurveRun(row, _lines(record)) for row, record in _firsts(found)]
     watched, plots = asked or runs, diagnosis_plots
     yield Picture(f"rewards-{name}", plots.reward_and_verdicts(watched), f"{_REWARDS} {reward_words(watched)}".strip())
     yield Picture(f"gradients-{name}", plots.gradient_curves(runs), f"{_GRADIENTS} {gradient_words(runs)}".strip())
@@ -79,6 +89,21 @@ def _of_training(name: str, found: Sequence[Record], asked: Sequence[CurveRun]) 
 def named_words(means: Mapping[str, float]) -> str:
     """Means over all attributes, in percent."""
     return _sentence("Over all attributes, in percent", [f"{label} {100 * mean:.1f}" for label, mean in means.items()])
+
+
+def naming_words(looked: diagnosis_plots.Labelled) -> str:
+    """Means over all attributes of all answers, and of those in form: an answer that is not in form names nothing."""
+    named = diagnosis_plots.naming_means(looked)
+    before = [record["before"]["well_formed"] for _, record in looked]
+    in_form = {diagnosis_plots.BEFORE: float(np.mean(before))} | _means(
+        looked, lambda each: each["after"]["well_formed"]
+    )
+    parts = [
+        f"{label} {100 * in_form[label]:.0f} and {100 * mean / in_form[label]:.1f}"
+        for label, mean in named.items()
+        if in_form[label] > 0
+    ]
+    return f"{named_words(named)} {_sentence('Answers in form, and what these alone name, in percent', parts)}".strip()
 
 
 def reward_words(runs: Sequence[CurveRun]) -> str:
@@ -145,14 +170,21 @@ def _sentence(head: str, parts: Sequence[str], between: str = ", ") -> str:
     return f"{head}: {between.join(parts)}." if parts else ""
 
 
-def _asked(records: Records) -> list[CurveRun]:
-    """One run of every row whose runs asked the MLLM about validation classes as they went (`evaluation.watch_steps`)."""
-    found = {record.row: record for record in records.all() if "validation/verdict" in record.curves}
-    return [CurveRun(row, _lines(record)) for row, record in sorted(found.items())]
+def _asked(study: Study, planner: Planner, records: Records) -> list[CurveRun]:
+    """One run per row of the first block that asked the MLLM about validation classes as it went (`evaluation.watch_steps`)."""
+    for block in study.blocks:
+        done = _records_of(planner, block, records)
+        if found := [(row, record) for row, record in done if "validation/verdict" in record.curves]:
+            return [CurveRun(row, _lines(record)) for row, record in _firsts(found)]
+    return []
 
 
-def _first(records: Sequence[Record], row: str) -> Record:
-    return next(record for record in records if record.row == row)
+def _firsts(found: Sequence[tuple[str, Record]]) -> list[tuple[str, Record]]:
+    """The first record of every row."""
+    rows: dict[str, Record] = {}
+    for row, record in found:
+        rows.setdefault(row, record)
+    return list(rows.items())
 
 
 def _lines(record: Record) -> list[dict[str, float]]:

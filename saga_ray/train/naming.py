@@ -24,7 +24,7 @@ from saga_ray.train.looking import attention_of
 from saga_ray.types import Dataset, ImagePair, ImageTable, ScoreOptions, Scorer, ScoreRequest, ScoreResult, VisualTokens
 
 QUESTION_SEED = 4
-"""Of the sample of pairs and of the answers; no run's seed, so that all runs are asked alike."""
+"""Of the sample of pairs and of the answers, whatever the run's seed, so that all runs are asked alike."""
 GREEDY_TEMPERATURE = 1e-4
 NUM_VALIDATION_PAIRS = 32
 _ENCODED_AT_ONCE = 64

@@ -87,7 +87,7 @@ def write_study_page(
             details=f"{len(table)} images of unseen classes",
         )
         links.append(Link(f"Queries and their neighbours: {words}", f"{folder}/index.html"))
-        if member.config.asks_the_mllm and not pairs:
+        if member.config.learns_from_the_mllm and not pairs:
             progress.stage("asking the MLLM about some pairs")
             pairs = judged_pairs(member.config, member.outcome.uri, table, run.per_query, num_pairs)
     progress.stage("writing the page")
@@ -104,8 +104,8 @@ def write_study_page(
 
 
 def _is_shown(member: StudyRun, leaders: Sequence[StudyRun]) -> bool:
-    asking = [other for other in leaders if other.config.asks_the_mllm]
-    return member.config.asks_the_mllm if asking else member is leaders[-1]
+    asking = [other for other in leaders if other.config.learns_from_the_mllm]
+    return member.config.learns_from_the_mllm if asking else member is leaders[-1]
 
 
 def _best_baseline(rows: Sequence[BoardRow], leaders: Sequence[StudyRun]) -> StudyRun | None:
@@ -139,7 +139,7 @@ def _summary(members: Sequence[StudyRun], rows: Sequence[BoardRow]) -> str:
 
 def outside_note(members: Sequence[StudyRun]) -> str:
     """What must stand beside rows in which the bundled MLLM was shown pictures that it does not know; else nothing."""
-    strangers = [label(m.config) for m in members if m.config.asks_the_mllm and m.config.mllm.path is None]
+    strangers = [label(m.config) for m in members if m.config.learns_from_the_mllm and m.config.mllm.path is None]
     if not strangers or members[0].config.dataset == "demo":
         return ""
     return (

@@ -13,7 +13,7 @@ from saga_ray.study.plan import Task, digest, seconds_left
 from saga_ray.study.record import Record, Records, rounded, thinned
 from saga_ray.study.run import run_study
 from saga_ray.study.work import _run_name, scorer_tokens, steps_done
-from tests.study.fakes import FakeHands, Lines, fake_record, small_study
+from tests.study.fakes import STUDY, FakeHands, Lines, fake_record, small_study
 
 
 def test_tables_wait_for_the_trials_of_their_row(tmp_path: Path) -> None:
@@ -84,15 +84,36 @@ def test_several_seeds_of_a_point_count_as_their_mean(tmp_path: Path) -> None:
     assert choice is not None and choice.values == trials[2].values and choice.score == pytest.approx(0.6)
 
 
+def test_a_run_is_known_under_the_name_of_another_row(tmp_path: Path) -> None:
+    rows = STUDY["rows"] | {"again": {"method": "potential-field", "kind": "baseline"}}
+    blocks = [{"name": name, "rows": [name], "tuned_on": "defaults"} for name in ("pf", "again", "pa")]
+    _, planner, records = small_study(tmp_path, rows=rows, blocks=blocks)
+    pf, again, pa = planner.plan(records.get).tasks
+    records.write(fake_record(pf, 0.5, status="failed"))
+    assert records.get(again.name) is None, "what failed is no run"
+    records.write(fake_record(pf, 0.5))
+    assert records.get(again.name) == records.get(pf.name) is not None
+    assert planner.plan(records.get).open(records.get) == [pa]
+    assert Records(records.folder).get(again.name) == records.get(pf.name)
+
+
 def test_a_block_may_ask_for_more_rows_to_be_looked_into(tmp_path: Path) -> None:
     blocks = [
         {"name": "one", "rows": ["pf", "saga"], "tuned_on": "defaults"},
-        {"name": "two", "rows": ["pf", "saga"], "tuned_on": "defaults", "seeds": [5], "diagnose": ["pf"]},
+        {"name": "two", "rows": ["pf", "saga"], "tuned_on": "defaults", "diagnose": ["pf"]},
     ]
     _, planner, records = small_study(tmp_path, blocks=blocks)
     plan = planner.plan(records.get)
-    looked = {(cell.block, cell.row): cell.task.diagnose for cell in plan.cells if cell.task}
-    assert looked == {("one", "pf"): False, ("one", "saga"): False, ("two", "pf"): True, ("two", "saga"): False}
+    assert {task.row: task.diagnose for task in plan.tasks} == {"pf": True, "saga": False}, (
+        "one run does for both blocks"
+    )
+    for task in plan.tasks:
+        records.write(fake_record(task, 0.5))
+    # It is done, but nobody has looked into it.
+    (pf,) = planner.plan(records.get).open(records.get)
+    assert pf.row == "pf" and planner.plan(records.get, ["one"]).open(records.get) == []
+    records.write(fake_record(pf, 0.5).model_copy(update={"diagnosis": {"drift": 1}}))
+    assert planner.plan(records.get).open(records.get) == []
     with pytest.raises(ValueError, match="'pretrained'"):
         small_study(tmp_path, blocks=[{"name": "one", "rows": ["pf"], "diagnose": ["pretrained"]}])
 

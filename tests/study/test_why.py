@@ -16,7 +16,7 @@ def diagnosed(named: float, on_bird: float, moved: float) -> dict:
     def side(share: float, pooler: float) -> dict:
         looks = {"grid_hw": [2, 2], "mllm_map": [0.25] * 4, "pooler_map": [0.25] * 4}
         looks |= {"mllm_on_bird": 0.2, "pooler_on_bird": pooler}
-        return {"attributes": {"bill": share, "wing": share}, "named": share, "looks": looks}
+        return {"attributes": {"bill": share, "wing": share}, "named": share, "well_formed": 0.8, "looks": looks}
 
     probes = {when: {"bill": share} for when, share in (("before", 0.5), ("after", named), ("chance", 0.25))}
     drift = {"relative": [moved, 2 * moved], "cosine": [0.9, 0.8]}
@@ -43,6 +43,9 @@ def test_sentences_say_what_the_pictures_show() -> None:
     found = why.diagnosis_plots.naming_means(looked)
     assert found == pytest.approx({"before training": 0.4, "saga": 0.55, "pooler": 0.4})
     assert why.named_words(found) == "Over all attributes, in percent: before training 40.0, saga 55.0, pooler 40.0."
+    assert why.naming_words(looked).endswith(
+        "Answers in form, and what these alone name, in percent: before training 80 and 50.0, saga 80 and 68.8, pooler 80 and 50.0."
+    )
 
 
 def test_curves_are_told_by_their_ends() -> None:

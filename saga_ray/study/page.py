@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from saga_ray.leaderboard.figures import to_png
@@ -11,7 +12,7 @@ from saga_ray.study.file import Block, Study
 from saga_ray.study.plan import Planner
 from saga_ray.study.plots import Picture, block_picture, score_title, trial_pictures, tuned_places
 from saga_ray.study.record import Records
-from saga_ray.study.table import SCORES, Comparison, Line, Table, block_table
+from saga_ray.study.table import ALL_WORLDS, SCORES, Comparison, Line, Table, block_table, over_worlds
 from saga_ray.study.why import why_pictures
 
 PAGE = "results.md"
@@ -20,6 +21,12 @@ _READING = (
     "crossed with Student's t over seeds, so that few seeds make it wide. With one seed it is over classes alone and says "
     "nothing of another seed. Differences are paired over classes and seeds; p is two-sided, from the same draws, and "
     "corrected (Holm) for the number of comparisons of this score in the block; one seed has none."
+)
+
+
+_OVER_WORLDS = (
+    "All worlds together, as for a new one: Student's t over the worlds' means (p corrected for the number of these "
+    "comparisons of a score)."
 )
 
 
@@ -81,6 +88,8 @@ def _block(study: Study, table: Table, command: str) -> str:
             if known := [line for line in lines if line.means]:
                 parts += [_scores_table(study, known), *_differences_table(table, world)]
             parts.append(_not_begun(lines))
+        if common := over_worlds(study, table):
+            parts += [_OVER_WORLDS, *_differences_table(replace(table, comparisons=tuple(common)), ALL_WORLDS)]
     parts.append(_best_words(study, table))
     return "\n\n".join(part for part in parts if part)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import stats
 
 from saga_ray.leaderboard.statistics import bootstrap_means, holm, interval95, two_sided_p
 from saga_ray.study.file import Block, Study
@@ -179,6 +180,32 @@ def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[s
         ]
         corrected = iter(holm([each.p for each in found if not math.isnan(each.p)]))
         out += [each if math.isnan(each.p) else replace(each, corrected=next(corrected)) for each in found]
+    return out
+
+
+ALL_WORLDS = "all worlds"
+
+
+def over_worlds(study: Study, table: Table) -> list[Comparison]:
+    """Comparisons over all worlds of a block, as for a new world: Student's t over the worlds' means, each of its seeds.
+
+    Empty for fewer than three worlds, and for pairs of rows that do not stand in all of them.
+    """
+    worlds, found = study.worlds_of(table.block), []
+    pairs = dict.fromkeys((each.row, each.reference, each.role, each.score) for each in table.comparisons)
+    for row, reference, role, score in pairs:
+        each_W = [table.comparison(row, role, world, score, reference) for world in worlds]
+        means_W = [each.mean for each in each_W if each is not None]
+        if len(means_W) == len(worlds) >= 3:
+            test = stats.ttest_1samp(means_W, 0.0)
+            low, high = test.confidence_interval(0.95)
+            p, mean = float(test.pvalue), float(np.mean(means_W))
+            found.append(Comparison(row, reference, role, ALL_WORLDS, score, mean, (float(low), float(high)), p, p))
+    out = []
+    for score in SCORES:
+        of_score = [each for each in found if each.score == score]
+        corrected = holm([each.p for each in of_score])
+        out += [replace(each, corrected=p) for each, p in zip(of_score, corrected, strict=True)]
     return out
 
 

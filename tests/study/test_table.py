@@ -13,7 +13,7 @@ from saga_ray.study.page import write_page
 from saga_ray.study.plan import Task
 from saga_ray.study.record import Record
 from saga_ray.study.run import run_study
-from saga_ray.study.table import block_table
+from saga_ray.study.table import block_table, over_worlds
 from tests.study.fakes import FakeHands, Lines, fake_record, small_study
 
 RECALL = {"pretrained": 0.4, "pf": 0.6, "pa": 0.55, "pooler": 0.6, "saga": 0.66}
@@ -197,6 +197,26 @@ def test_a_table_of_worlds_shows_what_there_is_to_win(tmp_path: Path) -> None:
     assert "| baseline | +10.0 [" in differences[2]
     assert (Path(where).parent / "scores-search.png").stat().st_size > 5000
     assert "every row as the file says it, without trials" in tables
+
+
+def test_worlds_together_are_students_t_over_their_means(tmp_path: Path) -> None:
+    worlds = {"a": {}, "b": {"data.world_seed": 1}, "c": {"data.world_seed": 2}}
+    blocks = [{
+        "name": "main", "rows": ["pf", "saga"], "world": list(worlds), "seeds": [0, 1], "compare": [["saga", "pf"]],
+        "tuned_on": "defaults",
+    }]  # fmt: skip
+    study, planner, records = small_study(tmp_path, worlds=worlds, blocks=blocks)
+    gains = {"a": 0.02, "b": 0.03, "c": 0.07}
+    for task in planner.plan(records.get).tasks:
+        records.write(fake_record(task, 0.5 + (gains[task.world] if task.row == "saga" else 0)))
+    table = block_table(study, planner, study.blocks[0], records.get)
+    recall, map_r = over_worlds(study, table)
+    assert (recall.mean, map_r.mean) == pytest.approx((0.04, 0.02))
+    # By hand: deviations -.02, -.01, .03, so sd = sqrt(.0014 / 2), and t with 2 degrees of freedom is 4.303.
+    half = 4.3027 * np.sqrt(0.0007 / 3)
+    assert recall.interval == pytest.approx((0.04 - half, 0.04 + half), rel=1e-3)
+    assert recall.p == recall.corrected and 0.1 < recall.p < 0.15
+    assert "All worlds together" in write_page(study, planner, records, "x")[1]
 
 
 def test_an_empty_study_has_a_page_as_well(tmp_path: Path) -> None:

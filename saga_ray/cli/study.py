@@ -16,7 +16,7 @@ from saga_ray.machine import num_cpus
 
 if TYPE_CHECKING:
     from saga_ray.study.plan import Plan
-    from saga_ray.study.record import Records
+    from saga_ray.study.record import Record, Records
 
 METHODS = ("pretrained", "potential-field", "saga")
 METHODS_OF = {
@@ -77,6 +77,11 @@ def command(
         refuse(name, "is given with a data set alone", methods=methods, seeds=seeds, steps=steps, recipe=recipe)
         study_from_file(name, [*assignments, *more], data_root, runs, local, **of_files)
         return
+    from saga_ray.config import DATASETS
+    from saga_ray.config.keys import check_choice
+
+    if sentence := check_choice("data set or study file", name, [*DATASETS, *PRESETS]):
+        raise click.UsageError(sentence, click.get_current_context(silent=True))
     refuse(name, "is given with a study file alone", **of_files)
     compare_methods(name, more, methods, seeds or 1, steps, recipe, data_root, runs, assignments, local)
 
@@ -136,14 +141,15 @@ def study_from_file(
     records, planner = Records(folder), Planner(study, identify)
     wanted = blocks or None
     num_jobs = jobs or num_cpus()
-    say(_how_far(planner.plan(records.get, wanted), records, num_jobs))
+    plan = planner.plan(records.get, wanted)
+    say(_how_far(plan, records, num_jobs))
     again = ["saga-ray", "study", path, *typed(dataset=dataset, data_root=data_root), *_sets(assignments)]
     if not (dry_run or page):
         folder.check_writable()
         of_study = Storage.open(runs).child(study.name)
         with progress() as shown:
             shown.stage(f"{len(study.rows)} rows on {study.dataset}, {num_jobs} at a time")
-            with _hands(local, jobs, num_jobs, of_study.uri, keep_runs, planner.plan(records.get, wanted)) as hands:
+            with _hands(local, jobs, num_jobs, of_study.uri, keep_runs, plan) as hands:
                 limit_s = None if limit_minutes is None else 60 * limit_minutes
                 steps = functools.partial(steps_done, of_study)
                 plan = run_study(planner, records, hands, shown, blocks=wanted, limit_s=limit_s, steps_done=steps)
@@ -155,6 +161,16 @@ def study_from_file(
         if text:
             result(text)
         say(f"The page: {uri}")
+    failed = [] if dry_run or page else [record for record in map(records.get, _names(plan)) if _has_failed(record)]
+    if failed:
+        say(
+            f"{len(failed)} {'run' if len(failed) == 1 else 'runs'} failed; the page says why, and the same command tries again"
+        )
+        raise click.exceptions.Exit(1)
+
+
+def _has_failed(record: Record | None) -> bool:
+    return record is not None and record.status == "failed"
 
 
 def _sets(assignments: Sequence[str]) -> list[str]:
@@ -176,7 +192,7 @@ def _how_far(plan: Plan, records: Records, jobs: int) -> str:
     from saga_ray.study.run import about
 
     num_open = len(plan.open(records.get))
-    failed = sum(record is not None and record.status == "failed" for record in map(records.get, _names(plan)))
+    failed = sum(map(_has_failed, map(records.get, _names(plan))))
     left = seconds_left(plan, records.get, records.all(), jobs)
     num_done = len(plan.tasks) - num_open
     text = f"{num_done} {'run is' if num_done == 1 else 'runs are'} done, {num_open} {'is' if num_open == 1 else 'are'} open"

@@ -154,7 +154,7 @@ class Pace:
 
 def summary(metrics: Mapping[str, float | str]) -> str:
     """The few numbers that say whether a run goes well."""
-    shown = (("loss/total", "loss", ".3f"), ("reward/mean", "reward", ".2f"))
+    shown = (("loss/total", "loss", ".3f"), ("reward/mean", "reward", ".2f"), ("validation/verdict", "verdicts", ".2f"))
     words = [f"{name} {metrics[key]:{form}}" for key, name, form in shown if isinstance(metrics.get(key), (int, float))]
     return "  ".join(words)
 

@@ -188,7 +188,7 @@ def _difference(group: list[Result], baseline: list[Result]) -> Difference:
     else:
         draws = bootstrap_means(ours, num_queries_C, seeds) - bootstrap_means(theirs, num_queries_C, others)
     mean = _mean(group, "recall@1") - _mean(baseline, "recall@1")
-    return Difference(baseline[0].label, mean, interval95(draws))
+    return Difference(baseline[0].label, mean, interval95(np.clip(draws, -1, 1)))
 
 
 def _bootstrap(group: list[Result]) -> dict[str, np.ndarray]:

@@ -238,8 +238,9 @@ def _validated(told: dict[str, Any], source: str) -> tuple[Study | None, list[st
             return Study.model_validate(told), problems
         except ValidationError as error:
             items = [item for item in error.errors() if _LITERAL not in item["loc"]]
+            within = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
+            items = [item for item in items if not (item["type"] == "too_short" and item["loc"] in within)]
             unknown = [item for item in items if item["type"] == "extra_forbidden"]
-            # A list with a wrong entry is called too short as well: unknown keys go first, and the rest is asked again.
             problems += [f"{source}: {_sentence(item, told)}" for item in unknown or items]
             if not unknown:
                 return None, problems
@@ -260,8 +261,11 @@ def _sentence(item: Mapping[str, Any], told: Mapping[str, Any]) -> str:
         return f"{key}: is missing; a study needs it"
     message = item["msg"].removeprefix("Value error, ")
     if item["type"] == "tuple_type":
-        message = f"write a list, such as [{item['input']}]"
+        message = f"write a list, such as {_EXAMPLES.get(place[-1], '[saga, infonce]')}"
     return f"{key}: {item['input']!r} is not accepted: {message[0].lower()}{message[1:]}"
+
+
+_EXAMPLES = {"seeds": "[0, 1]", "stop": "[0.5, 1]", "compare": "[[saga, infonce]]"}
 
 
 def _named(place: Sequence[str | int], told: Mapping[str, Any]) -> list[str]:
@@ -319,10 +323,14 @@ def _check_spaces(study: Study, source: str) -> list[str]:
 def _check_parts(study: Study, source: str) -> list[str]:
     """What the configuration says to each part of the file alone."""
     method = next((row.method for row in study.rows.values() if row.method in METHODS), None)
-    parts: list[tuple[str, str | None, Mapping[str, Any]]] = [("base", method, {})]
+    parts: list[tuple[str, str | None, Mapping[str, Any]]] = [("base", method, study.base)]
     parts += [(f"worlds.{name}", method, keys) for name, keys in study.worlds.items()]
     parts += [(f"budgets.{name}", method, keys) for name, keys in study.budgets.items()]
-    parts += [(f"rows.{name}.set", row.method, row.set) for name, row in study.rows.items() if row.method in METHODS]
+    parts += [
+        (f"rows.{name}{'.set' if row.set else ''}", row.method, row.set)
+        for name, row in study.rows.items()
+        if row.method in METHODS
+    ]
     parts += [(f"blocks.{block.name}.set", method, block.set) for block in study.blocks if block.set]
     problems: dict[str, str] = {}
     for place, of_method, keys in parts:
@@ -333,7 +341,7 @@ def _check_parts(study: Study, source: str) -> list[str]:
                 problems.setdefault(line, f"{source}: {place}: {line.removeprefix('--set: ')}")
         if "seed" in flat(keys) or "evaluation.split" in flat(keys):
             problems.setdefault(
-                place, f"{source}: {place}: seed and evaluation.split belong to the blocks; remove them"
+                place, f"{source}: {place}: seed and evaluation.split are the blocks' (seeds, split); remove them"
             )
     return list(problems.values())
 

@@ -236,7 +236,7 @@ def _open(study: Study, planner: Planner, records: Records, command: str) -> str
         failed = [task for task in plan.tasks if (record := records.get(task.name)) and record.status == "failed"]
         if num_open:
             why = f"; failed: {failed[0].title} ({records.get(failed[0].name).cause})" if failed else ""  # type: ignore[union-attr]
-            lines.append(f"- {block.name}: {num_open} of {num_all} runs{why}")
+            lines.append(f"- {block.name}: {num_open} of {num_all} runs open{why}")
     done = [record for record in records.all() if record.status == "finished"]
     hours = sum(record.wall_s for record in done) / 3600
     devices = ", ".join(sorted({record.device for record in done})) or "nothing"

@@ -222,7 +222,7 @@ def seconds_left(plan: Plan, lookup: Lookup, records: Sequence[Record], jobs: in
     seen: dict[Any, list[float]] = {}
     for record in records:
         if record.status == "finished":
-            rate = (record.cpu_s or record.wall_s) / float(record.values.get(STOP, 1.0))
+            rate = record.wall_s / float(record.values.get(STOP, 1.0))
             for key in ((record.row, record.budget), record.budget, None):
                 seen.setdefault(key, []).append(rate)
     if not seen:

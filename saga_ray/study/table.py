@@ -214,7 +214,7 @@ def _compared(line: Line, reference: Line, role: str, score: str) -> Comparison:
     seeds = tuple(seed for seed in line.seeds if seed in reference.runs)
     pairs = [(line.runs[seed], reference.runs[seed]) for seed in seeds]
     sums_SC = np.array([np.subtract(run.sums[score], other.sums[score]) for run, other in pairs])
-    difference = bootstrap_means(sums_SC, np.array(pairs[0][0].num_queries), seeds)
+    difference = np.clip(bootstrap_means(sums_SC, np.array(pairs[0][0].num_queries), seeds), -1, 1)
     p = two_sided_p(difference) if len(seeds) > 1 else math.nan
     mean = float(np.mean([run.scores[score] - other.scores[score] for run, other in pairs]))
     return Comparison(line.row, reference.row, role, line.world, score, mean, interval95(difference), p, p)

@@ -61,7 +61,12 @@ def test_a_run_that_cannot_work_is_recorded_with_its_sentence(type_: Type, tiny:
     Path("tiny.yaml").write_text(text, encoding="utf-8")
     said = type_("study", "tiny.yaml", "--local", "--jobs", "1")
     [record] = [json.loads(path.read_bytes()) for path in tiny.glob("*.json")]
-    assert said.code == 0 and record["status"] == "failed" and "image_size" in record["cause"]
+    assert (
+        said.code == 1
+        and "1 run failed" in said.err
+        and record["status"] == "failed"
+        and "image_size" in record["cause"]
+    )
     assert "1 is open (1 of them failed before)" in said.err
     assert (
         f"failed: final pretrained, default, default, seed 0 ({record['cause']})" in (tiny / "results.md").read_text()

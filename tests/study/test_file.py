@@ -75,9 +75,22 @@ def test_what_is_no_list_or_place_is_told_with_what_to_write(tmp_path: Path) -> 
     lines = [line.partition("mine.yaml: ")[2] for line in str(caught.value).splitlines()]
     assert lines == [
         "unknown key 'blocks.one.tuned_on.budgit'; did you mean 'budget'?",
-        "blocks.two.seeds: 0 is not accepted: write a list, such as [0]",
+        "blocks.two.seeds: 0 is not accepted: write a list, such as [0, 1]",
         "blocks.two.tuned_on: 'default' is not accepted: write defaults, or {world: NAME, budget: NAME}",
     ]
+
+
+def test_one_mistake_in_a_block_is_one_sentence_and_seeds_belong_to_blocks(tmp_path: Path) -> None:
+    blocks = [{"name": "one", "rows": ["pf", "saga"], "compare": ["saga", "pf"]}]
+    with pytest.raises(ConfigError) as caught:
+        load_study(write_study(tmp_path, blocks=blocks))
+    assert [line.partition("mine.yaml: ")[2] for line in str(caught.value).splitlines()] == [
+        "blocks.one.compare.0: 'saga' is not accepted: write a list, such as [saga, infonce]",
+        "blocks.one.compare.1: 'pf' is not accepted: write a list, such as [saga, infonce]",
+    ]
+    for overrides in ({"seed": 3}, {"evaluation.split": "validation"}):
+        with pytest.raises(ConfigError, match=r"base: seed and evaluation\.split are the blocks'"):
+            load_study(write_study(tmp_path), overrides=overrides)
 
 
 def test_keys_that_the_file_sets_itself_win_and_that_is_said(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,16 +63,19 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
     # What cannot be read shows before anything is loaded.
     images = [decode(name, config.data.image_size) for name in files]
     say("Loading the MLLM ...")
-    from saga_ray.data.demo.world import clean_neighbours, neighbours
+    from saga_ray.data.demo.world import two_neighbours
     from saga_ray.train.showcase import ask_about
 
-    draw = neighbours if any(each.startswith("data.") for each in (*assignments, *more)) else clean_neighbours
-    asked = ask_about(config, np.stack(images) if files else draw(config.data, config.seed))
+    truths: list[dict[str, str]] = [{}, {}]
+    if not files:
+        as_in_world = any(each.startswith("data.") for each in (*assignments, *more))
+        images, truths = two_neighbours(config.data, config.seed, clean=not as_in_world)
+    asked = ask_about(config, np.stack(images))
     say(f"{'verdict':10}  {'P(yes)':>8}  answer")
     for text, verdict, probability in zip(asked.texts, asked.verdicts, asked.same_probabilities, strict=True):
         shown = "-" if probability is None else "<0.001" if probability < 0.001 else f"{probability:.3f}"
         result(f"{_VERDICTS[verdict]:10}  {shown:>8}  {text}")
-    _say_side_by_side(asked.texts[0], config)
+    _say_side_by_side(asked.texts[0], config, truths)
     if config.mllm.path is None and files:
         say(
             "The bundled MLLM knows drawn birds as they were drawn (`saga-ray mllm try` alone shows it two, "
@@ -85,8 +88,8 @@ def try_(words: tuple[str, ...], dataset: str, num_answers: int, out: str | None
 _VERDICTS = {1: "same", 0: "different", -1: "no verdict"}
 
 
-def _say_side_by_side(text: str, config: RunConfig) -> None:
-    """The first answer's words about both pictures, attribute by attribute, if it described them."""
+def _say_side_by_side(text: str, config: RunConfig, truths: Sequence[Mapping[str, str]]) -> None:
+    """The first answer's words about both pictures, attribute by attribute, if it described them; wrong ones with the truth."""
     from saga_ray.mllm.answers import parse_answer
     from saga_ray.scorer.prompt import run_prompt
 
@@ -96,11 +99,19 @@ def _say_side_by_side(text: str, config: RunConfig) -> None:
         return
     rows = [("first answer", "picture 1", "picture 2")]
     rows += [(name, first.get(name, "-"), second.get(name, "-")) for name in names]
-    wide, middle = (max(len(row[column]) for row in rows) for column in (0, 1))
+    shown = [rows[0]] + [
+        (name, *(_beside_truth(said, truth.get(name)) for said, truth in zip(both, truths, strict=True)))
+        for name, *both in rows[1:]
+    ]
+    wide, middle = (max(len(row[column]) for row in shown) for column in (0, 1))
     say()
-    for name, one, two in rows:
-        mark = "  differs" if name in names and one != two else ""
+    for (name, one, two), (_, said, of_other) in zip(shown, rows, strict=True):
+        mark = "  differs" if name in names and said != of_other else ""
         say(f"{name:{wide}}  {one:{middle}}  {two}{mark}")
+
+
+def _beside_truth(said: str, truth: str | None) -> str:
+    return said if truth in (None, said) else f"{said} (is {truth})"
 
 
 @command.command("families")

@@ -236,10 +236,14 @@ def test_two_neighbours_are_shown_clean_or_as_the_world_shows_them() -> None:
     data = DataConfig(image_size=32, shift=0.4)
     table = demo_dataset(data).test
     for seed in range(3):
-        shown, clean = world.neighbours(data, seed), world.clean_neighbours(data, seed)
+        (shown, truths), (clean, same) = (world.two_neighbours(data, seed, clean=each) for each in (False, True))
+        assert truths == same and len(truths) == 2
         assert shown.shape == clean.shape == (2, 32, 32, 3)
         assert np.abs(shown.astype(int) - clean).mean() > 5
         firsts = np.unique(table.labels_N, return_index=True)[1]
         pictures = table.source.load(firsts, 32)
         found = [int(np.flatnonzero((pictures == each).all((1, 2, 3)))[0]) for each in shown]
         assert found[1] == found[0] + 1 and found[0] % world.FAMILY_SIZE == 0
+        for label, truth in zip(found, truths, strict=True):
+            values = zip(birds.ATTRIBUTES.items(), table.truth_NA[firsts[label]], strict=True)
+            assert truth == {name: of[value] for (name, of), value in values}

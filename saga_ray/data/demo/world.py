@@ -259,23 +259,25 @@ def clean_pictures(
     return birds.draw(attributes, parameters, rng.integers(0, len(habitats.NAMES), num), size)
 
 
-def clean_neighbours(data: DataConfig, seed: int) -> np.ndarray:
-    """A picture each of two neighbouring test classes of a world, without any gap: (2, size, size, 3) uint8."""
+def two_neighbours(data: DataConfig, seed: int, *, clean: bool) -> tuple[np.ndarray, list[dict[str, str]]]:
+    """A picture each of two neighbouring test classes of a world, and what they show.
+
+    Args:
+        clean: Without any gap; else the first picture of each, as the world shows them.
+
+    Returns:
+        Images (2, size, size, 3) uint8, and the true value of every attribute for each.
+    """
     world, rng = demo_world(data), np.random.default_rng(seed)
     vectors = class_vectors(world.world_seed, world.neighbour_distance, world.num_classes, world.tied)[2]
-    first = _first_of_a_family(len(vectors), rng)
-    return clean_pictures(rng, vectors[first : first + 2], data.image_size)
-
-
-def neighbours(data: DataConfig, seed: int) -> np.ndarray:
-    """The first picture each of the same two test classes, as the world shows them: (2, size, size, 3) uint8."""
-    world = demo_world(data)
-    first = _first_of_a_family(world.num_classes[2], np.random.default_rng(seed))
-    return DemoSource(world, "test").load([world.num_images[2] * row for row in (first, first + 1)], data.image_size)
-
-
-def _first_of_a_family(num_classes: int, rng: np.random.Generator) -> int:
-    return FAMILY_SIZE * int(rng.integers(num_classes // FAMILY_SIZE))
+    first = FAMILY_SIZE * int(rng.integers(len(vectors) // FAMILY_SIZE))
+    vectors_2A = vectors[first : first + 2]
+    if clean:
+        images = clean_pictures(rng, vectors_2A, data.image_size)
+    else:
+        images = DemoSource(world, "test").load([world.num_images[2] * (first + i) for i in (0, 1)], data.image_size)
+    values = birds.ATTRIBUTES.items()
+    return images, [{name: of[i] for (name, of), i in zip(values, vector, strict=True)} for vector in vectors_2A]
 
 
 def clean_batch(rng: np.random.Generator, num: int, size: int = 64) -> tuple[np.ndarray, np.ndarray]:

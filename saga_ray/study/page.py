@@ -153,7 +153,16 @@ def _worlds_table(study: Study, table: Table) -> str:
         found = [[table.difference(row, reference, world, score) for score in SCORES] for world in worlds]
         cells = [" / ".join(_short_difference(each) if each else "-" for each in pair) for pair in found]
         rows.append([f"{row} minus {reference}", kind, *cells])
+    if any(named := [_named_before(table, world) for world in worlds]):
+        rows.append(["named by the MLLM before training, in percent", "validation classes", *named])
     return "R@1 / MAP@R:\n\n" + _markdown(["row", "kind", *worlds], rows)
+
+
+def _named_before(table: Table, world: str) -> str:
+    """Share of attributes that the MLLM names through the initial encoder, of all answers, if any run was looked into."""
+    runs = [run for line in table.lines if line.world == world for run in line.runs.values() if run.diagnosis]
+    named = runs[0].diagnosis["before"]["named"] if runs and runs[0].diagnosis else None
+    return "" if named is None else f"{100 * named:.0f}"
 
 
 def _worlds_pairs(study: Study, table: Table) -> list[tuple[str, str, str]]:

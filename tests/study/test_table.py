@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from saga_ray.leaderboard.statistics import NUM_RESAMPLES, bootstrap_means, holm, two_sided_p
-from saga_ray.study.page import write_page
+from saga_ray.study.page import _worlds_table, write_page
 from saga_ray.study.plan import Task
 from saga_ray.study.record import Record
 from saga_ray.study.run import run_study
@@ -217,6 +217,16 @@ def test_worlds_together_are_students_t_over_their_means(tmp_path: Path) -> None
     assert recall.interval == pytest.approx((0.04 - half, 0.04 + half), rel=1e-3)
     assert recall.p == recall.corrected and 0.1 < recall.p < 0.15
     assert "All worlds together" in write_page(study, planner, records, "x")[1]
+
+
+def test_a_table_of_worlds_says_what_the_mllm_reads_there(tmp_path: Path) -> None:
+    blocks = [{"name": "main", "rows": ["pf"], "world": ["home", "away"], "table": "worlds", "tuned_on": "defaults"}]
+    study, planner, records = small_study(tmp_path, blocks=blocks)
+    for task in planner.plan(records.get).tasks:
+        found = {"before": {"named": 0.31}} if task.world == "away" else None
+        records.write(fake_record(task, 0.5).model_copy(update={"diagnosis": found}))
+    text = _worlds_table(study, block_table(study, planner, study.blocks[0], records.get))
+    assert "| named by the MLLM before training, in percent | validation classes |  | 31 |" in text
 
 
 def test_an_empty_study_has_a_page_as_well(tmp_path: Path) -> None:

@@ -94,6 +94,8 @@ class Block(Config):
     split: Literal["validation", "test"] = "test"
     table: Literal["rows", "worlds"] = "rows"
     """`worlds` shows rows against worlds."""
+    worlds_alike: bool = False
+    """The worlds are draws of one kind, as by other seeds, and comparisons are also made over all of them."""
     compare: tuple[tuple[str, str], ...] = ()
     """Further pairs of rows to compare: the first one minus the second."""
     note: str = ""

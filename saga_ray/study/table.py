@@ -189,8 +189,11 @@ ALL_WORLDS = "all worlds"
 def over_worlds(study: Study, table: Table) -> list[Comparison]:
     """Comparisons over all worlds of a block, as for a new world: Student's t over the worlds' means, each of its seeds.
 
-    Empty for fewer than three worlds, and for pairs of rows that do not stand in all of them.
+    Empty unless the block says that its worlds are alike, for fewer than three of them, and for pairs of rows that do not
+    stand in all.
     """
+    if not table.block.worlds_alike:
+        return []
     worlds, found = study.worlds_of(table.block), []
     pairs = dict.fromkeys((each.row, each.reference, each.role, each.score) for each in table.comparisons)
     for row, reference, role, score in pairs:

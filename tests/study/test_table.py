@@ -203,7 +203,7 @@ def test_worlds_together_are_students_t_over_their_means(tmp_path: Path) -> None
     worlds = {"a": {}, "b": {"data.world_seed": 1}, "c": {"data.world_seed": 2}}
     blocks = [{
         "name": "main", "rows": ["pf", "saga"], "world": list(worlds), "seeds": [0, 1], "compare": [["saga", "pf"]],
-        "tuned_on": "defaults",
+        "tuned_on": "defaults", "worlds_alike": True,
     }]  # fmt: skip
     study, planner, records = small_study(tmp_path, worlds=worlds, blocks=blocks)
     gains = {"a": 0.02, "b": 0.03, "c": 0.07}
@@ -217,6 +217,8 @@ def test_worlds_together_are_students_t_over_their_means(tmp_path: Path) -> None
     assert recall.interval == pytest.approx((0.04 - half, 0.04 + half), rel=1e-3)
     assert recall.p == recall.corrected and 0.1 < recall.p < 0.15
     assert "All worlds together" in write_page(study, planner, records, "x")[1]
+    unlike = study.blocks[0].model_copy(update={"worlds_alike": False})
+    assert over_worlds(study, block_table(study, planner, unlike, records.get)) == []
 
 
 def test_a_table_of_worlds_says_what_the_mllm_reads_there(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict:
     return json.loads(path.read_text())
 
 
+@pytest.mark.slow
 def test_every_part_measures_something(found: dict) -> None:
     assert not [name for name, part in found.items() if "error" in part and name != "error"], found
     assert found["rates"]["gemm_flops"] > 0 and found["rates"]["copy_bytes_per_s"] > 0
@@ -35,6 +36,7 @@ def test_every_part_measures_something(found: dict) -> None:
         assert not isinstance(part, dict) or part["share_of_gemm_rate"] > 0
 
 
+@pytest.mark.slow
 def test_every_way_has_the_naive_gradient(found: dict) -> None:
     errors = {name: value for name, value in found["error"].items() if name != "part_s"}
     assert len(errors) == 3 and max(errors.values()) < 1e-5

@@ -1,5 +1,6 @@
 import copy
 import dataclasses
+import functools
 import json
 import pickle
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from saga_ray.train.context import LocalContext
 from saga_ray.train.errors import NonFiniteError
 from saga_ray.train.local import run_local
 from saga_ray.train.loop import TrainResult, train
+from saga_ray.train.naming import validation_questions
 from saga_ray.train.run_folder import RunFolder
 from saga_ray.types import Dataset, MicroBatch, Scorer
 from tests.train.small import KnownScorer, small_run_config
@@ -106,10 +108,12 @@ def whole(config: RunConfig, dataset: Dataset, tmp_path_factory: pytest.TempPath
 
 
 def test_a_run_without_the_mllm_can_be_watched_through_it_and_learns_the_same(
-    mllm: Path, dataset: Dataset, tmp_path: Path
+    mllm: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    few = functools.partial(validation_questions, num_pairs=4)
+    monkeypatch.setattr("saga_ray.train.naming.validation_questions", few)
     nothing = {"loss__weights__grpo": 0.0, "loss__weights__alignment": 0.0}
-    silent = small_run_config(mllm, **STEPS, **nothing)
+    silent = small_run_config(mllm, optim__steps=2, **nothing)
     watched = silent.model_copy(update={"evaluation": silent.evaluation.model_copy(update={"watch_steps": 1})})
     assert watched.asks_the_mllm and not silent.asks_the_mllm and not watched.learns_from_the_mllm
     scorer = LocalScorer(build_engine(watched))

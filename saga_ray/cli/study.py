@@ -16,7 +16,7 @@ from saga_ray.machine import num_cpus
 
 if TYPE_CHECKING:
     from saga_ray.study.plan import Plan
-    from saga_ray.study.record import Record, Records
+    from saga_ray.study.record import Records
 
 METHODS = ("pretrained", "potential-field", "saga")
 METHODS_OF = {
@@ -161,16 +161,15 @@ def study_from_file(
         if text:
             result(text)
         say(f"The page: {uri}")
-    failed = [] if dry_run or page else [record for record in map(records.get, _names(plan)) if _has_failed(record)]
+    failed = 0 if dry_run or page else _num_failed(plan, records)
     if failed:
-        say(
-            f"{len(failed)} {'run' if len(failed) == 1 else 'runs'} failed; the page says why, and the same command tries again"
-        )
+        say(f"{failed} {'run' if failed == 1 else 'runs'} failed; the page says why, and the same command tries again")
         raise click.exceptions.Exit(1)
 
 
-def _has_failed(record: Record | None) -> bool:
-    return record is not None and record.status == "failed"
+def _num_failed(plan: Plan, records: Records) -> int:
+    found = (records.get(task.name) for task in plan.tasks)
+    return sum(record is not None and record.status == "failed" for record in found)
 
 
 def _sets(assignments: Sequence[str]) -> list[str]:
@@ -192,7 +191,7 @@ def _how_far(plan: Plan, records: Records, jobs: int) -> str:
     from saga_ray.study.run import about
 
     num_open = len(plan.open(records.get))
-    failed = sum(map(_has_failed, map(records.get, _names(plan))))
+    failed = _num_failed(plan, records)
     left = seconds_left(plan, records.get, records.all(), jobs)
     num_done = len(plan.tasks) - num_open
     text = f"{num_done} {'run is' if num_done == 1 else 'runs are'} done, {num_open} {'is' if num_open == 1 else 'are'} open"
@@ -205,10 +204,6 @@ def _how_far(plan: Plan, records: Records, jobs: int) -> str:
         if left is not None
         else "how long they take is known after the first."
     )
-
-
-def _names(plan: Plan) -> list[str]:
-    return [task.name for task in plan.tasks]
 
 
 def compare_methods(

@@ -188,7 +188,7 @@ def _difference(group: list[Result], baseline: list[Result]) -> Difference:
     else:
         draws = bootstrap_means(ours, num_queries_C, seeds) - bootstrap_means(theirs, num_queries_C, others)
     mean = _mean(group, "recall@1") - _mean(baseline, "recall@1")
-    return Difference(baseline[0].label, mean, interval95(np.clip(draws, -1, 1)))
+    return Difference(baseline[0].label, mean, interval95(draws, least=-1.0))
 
 
 def _bootstrap(group: list[Result]) -> dict[str, np.ndarray]:
@@ -196,7 +196,7 @@ def _bootstrap(group: list[Result]) -> dict[str, np.ndarray]:
     num_queries_C = np.array(group[0].per_class.num_queries)
     seeds = [result.seed for result in group]
     sums = {name: np.array([result.per_class.sums[name] for result in group]) for name in names}
-    return {name: np.clip(bootstrap_means(sums[name], num_queries_C, seeds), 0, 1) for name in names}
+    return {name: bootstrap_means(sums[name], num_queries_C, seeds) for name in names}
 
 
 def score_order(name: str) -> tuple[int, int, str]:

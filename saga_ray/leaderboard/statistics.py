@@ -54,9 +54,9 @@ def _student_draws(seeds: Sequence[int]) -> np.ndarray:
     return t.ppf(np.random.default_rng([1, *seeds]).permutation(quantiles), len(seeds) - 1)
 
 
-def interval95(means: np.ndarray) -> tuple[float, float]:
-    """The middle 95 percent of bootstrap means."""
-    low, high = np.quantile(means, [0.025, 0.975])
+def interval95(means: np.ndarray, least: float = 0.0) -> tuple[float, float]:
+    """The middle 95 percent of bootstrap means of shares; of their differences with `least=-1`, as far as these can go."""
+    low, high = np.clip(np.quantile(means, [0.025, 0.975]), least, 1.0)
     return float(low), float(high)
 
 

@@ -22,6 +22,8 @@ _OF_KIND = {
     "pretrained": "#d7dadc", "baseline": "#8d959b", "control": COLORS[5], "method": COLORS[0], "variant": COLORS[2],
     "ablation": COLORS[1], "ceiling": COLORS[4],
 }  # fmt: skip
+_MARKS = "osD^"
+"""Of rows whose colour comes a second time."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +35,10 @@ class Picture:
     words: str
 
 
-_MARKS = "osD^"
-
-
 def block_picture(study: Study, table: Table) -> Picture:
     """The scores of a block: rows below each other, or worlds beside each other."""
     words = "R@1 and MAP@R of every row, with 95 % intervals over classes and seeds."
-    draw = block_dots if table.block.table == "rows" else world_curves
+    draw = block_dots if table.block.table == "rows" else world_dots
     return Picture(f"scores-{table.block.name}", draw(study, table), words)
 
 
@@ -127,7 +126,7 @@ def _kinds_legend(axes: Axes, kinds: Collection[str]) -> None:
     axes.legend(handles, [kind for kind, _ in shown], loc="lower right", fontsize=8.5)
 
 
-def world_curves(study: Study, table: Table) -> Figure:
+def world_dots(study: Study, table: Table) -> Figure:
     """A dot per row and world of a block, with 95 % intervals, R@1 above and MAP@R below; worlds have no order to join by."""
     worlds = study.worlds_of(table.block)
     rows = [row for row in table.block.rows if any(table.line(row, world).means for world in worlds)]

@@ -135,9 +135,9 @@ def _seconds(runs: Sequence[Record]) -> float:
 
 
 def draws_of(runs: Sequence[Record], score: str, seeds: Sequence[int]) -> np.ndarray:
-    """Bootstrap means of a row's score, which is a share."""
+    """Bootstrap means of a row's score."""
     sums_SC = np.array([run.sums[score] for run in runs])
-    return np.clip(bootstrap_means(sums_SC, np.array(runs[0].num_queries), seeds), 0, 1)
+    return bootstrap_means(sums_SC, np.array(runs[0].num_queries), seeds)
 
 
 def best_row(
@@ -178,8 +178,17 @@ def _comparisons(study: Study, block: Block, lines: Sequence[Line], best: dict[s
             and (reference, world) in at
             and at[row, world].runs.keys() & at[reference, world].runs
         ]
-        corrected = iter(holm([each.p for each in found if not math.isnan(each.p)]))
-        out += [each if math.isnan(each.p) else replace(each, corrected=next(corrected)) for each in found]
+        out += found
+    return _corrected(out)
+
+
+def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
+    """With p values corrected for the number of comparisons of the same score that have one."""
+    out = []
+    for score in SCORES:
+        of_score = [each for each in found if each.score == score]
+        corrected = iter(holm([each.p for each in of_score if not math.isnan(each.p)]))
+        out += [each if math.isnan(each.p) else replace(each, corrected=next(corrected)) for each in of_score]
     return out
 
 
@@ -204,12 +213,7 @@ def over_worlds(study: Study, table: Table) -> list[Comparison]:
             low, high = test.confidence_interval(0.95)
             p, mean = float(test.pvalue), float(np.mean(means_W))
             found.append(Comparison(row, reference, role, ALL_WORLDS, score, mean, (float(low), float(high)), p, p))
-    out = []
-    for score in SCORES:
-        of_score = [each for each in found if each.score == score]
-        corrected = holm([each.p for each in of_score])
-        out += [replace(each, corrected=p) for each, p in zip(of_score, corrected, strict=True)]
-    return out
+    return _corrected(found)
 
 
 def _compared(line: Line, reference: Line, role: str, score: str) -> Comparison:
@@ -217,7 +221,7 @@ def _compared(line: Line, reference: Line, role: str, score: str) -> Comparison:
     seeds = tuple(seed for seed in line.seeds if seed in reference.runs)
     pairs = [(line.runs[seed], reference.runs[seed]) for seed in seeds]
     sums_SC = np.array([np.subtract(run.sums[score], other.sums[score]) for run, other in pairs])
-    difference = np.clip(bootstrap_means(sums_SC, np.array(pairs[0][0].num_queries), seeds), -1, 1)
+    difference = bootstrap_means(sums_SC, np.array(pairs[0][0].num_queries), seeds)
     p = two_sided_p(difference) if len(seeds) > 1 else math.nan
     mean = float(np.mean([run.scores[score] - other.scores[score] for run, other in pairs]))
-    return Comparison(line.row, reference.row, role, line.world, score, mean, interval95(difference), p, p)
+    return Comparison(line.row, reference.row, role, line.world, score, mean, interval95(difference, least=-1.0), p, p)
